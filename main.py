@@ -1,0 +1,226 @@
+"""Train a variational autoencoder on MNIST: python main.py (see python main.py --help)."""
+
+import importlib.util
+import os
+import platform
+import sys
+from pathlib import Path
+
+from vae import checkpoint, console, data
+from vae.settings import NETWORKS, SETTINGS, UserError
+
+SAMPLE = 40  # test images in reconstructions.png
+WARMUP = 0.02  # part of the training steps in which the learning rate rises
+IMAGES_PER_EXECUTION = 2000  # images between two looks at the keyboard: under a second on a laptop
+
+
+def parse(arguments: list[str] | None = None) -> dict:
+    """Read the command line: every setting of the run by name, the network's own defaults filled in."""
+    parser = console.Parser("Train a variational autoencoder on MNIST; the run is kept in checkpoints/.")
+    for setting in SETTINGS:
+        flag = "--" + setting.name.replace("_", "-")
+        if setting.kind is bool:
+            parser.add_argument(flag, action="store_true", help=f"{setting.help} (default: off)")
+            continue
+        parser.add_argument(
+            flag,
+            type=console.KINDS[setting.kind],
+            choices=setting.choices,
+            default=setting.default,
+            metavar=None if setting.choices else setting.name.rsplit("_")[-1].upper(),
+            help=setting.help + _default(setting),
+        )
+    settings = vars(parser.parse_args(arguments))
+    own = NETWORKS[settings["network"]]._asdict()
+    return {name: own.get(name) if value is None else value for name, value in settings.items()}
+
+
+def _default(setting) -> str:
+    if "default:" in setting.help:
+        return ""
+    if setting.default is not None:
+        return f" (default: {setting.default})"
+    return f" (default: {', '.join(f'{getattr(own, setting.name)} for {name}' for name, own in NETWORKS.items())})"
+
+
+def check(settings: dict) -> None:
+    """Turn away, before anything heavy is imported, what could not end well."""
+    if settings["name"] is not None:
+        checkpoint.check_name(settings["name"], settings["overwrite"])
+    elif settings["overwrite"]:
+        raise UserError("--overwrite: which run? Say so with --name")
+    if settings["data"] and settings["dataset"]:
+        raise UserError("--dataset: it contradicts --data; give one of the two")
+    if settings["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line -> data -> model -> training -> files -> figures."""
+    settings = parse(arguments)
+    check(settings)
+    dataset = data.load(settings["dataset"], settings["data"])
+    if settings["batch_size"] > len(dataset.train_images):
+        raise UserError(
+            f"--batch-size {settings['batch_size']}: there are only {len(dataset.train_images)} training images"
+        )
+    if dataset.warning:
+        print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
+
+    vae = make_model(settings, steps=-(-len(dataset.train_images) // settings["batch_size"]) * settings["epochs"])
+    stem = f"{settings['network']}-{dataset.name}"
+    folder = checkpoint.create(settings["name"], stem)
+    show(settings, dataset, vae)
+    config = record(settings, dataset, vae)
+    rows = train(vae, settings, dataset, config, folder)
+    draw(vae, settings, dataset, rows, folder)
+    checkpoint.write_config(folder, config | {"epochs_done": len(rows), "finished": checkpoint.finished_now()})
+
+    print(f"-> Plot of loss curves is saved in {shown(folder / 'loss_curves.png')}")
+    print(f"-> Model is saved in {shown(folder)}")
+    general, reconstruction, kl = (rows[-1][f"test_{name}_loss"] for name in ("general", "reconstruction", "kl"))
+    print(
+        f"-> Test: general loss {general:.2f} = reconstruction {reconstruction:.2f} + KL {kl:.2f} nats per image "
+        f"({len(dataset.test_images):,} images of {dataset.name}, one posterior sample each)"
+    )
+    print(f"-> Draw digits from it: python generator.py --checkpoint {shown(folder)}")
+
+
+def make_model(settings: dict, steps: int):
+    """Import Keras, seed it, and return the compiled VAE that `settings` describe, to be trained for so many steps."""
+    keras = console.import_keras()
+    keras.utils.set_random_seed(settings["seed"])
+    keras.config.set_dtype_policy(settings["precision"])
+    if settings["deterministic"] and keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.experimental.enable_op_determinism()
+    import model
+
+    vae = model.VAE(
+        *model.build(settings["network"], settings["hidden_dim"], settings["latent_dim"]), beta=settings["beta"]
+    )
+    warmup = max(1, round(WARMUP * steps))
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warmup), warmup_target=settings["learning_rate"], warmup_steps=warmup
+    )
+    vae.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        # XLA makes this network slower on a CPU, and keeps the LSTM from cuDNN on a GPU; JAX knows no other way.
+        jit_compile=keras.backend.backend() == "jax",
+        steps_per_execution=max(1, IMAGES_PER_EXECUTION // settings["batch_size"]),
+    )
+    return vae
+
+
+def show(settings: dict, dataset: data.Dataset, vae) -> None:
+    """Print the banner with every setting, and the shape of every stage."""
+    import keras
+
+    import model
+
+    lines = {
+        "network": settings["network"],
+        "dataset": f"{dataset.name} ({dataset.source})",
+        "train_images": len(dataset.train_images),
+        "test_images": len(dataset.test_images),
+        "batch_size": settings["batch_size"],
+        "hidden_dim": settings["hidden_dim"],
+        "latent_dim": settings["latent_dim"],
+        "epoch_number": settings["epochs"],
+        "learning_rate": settings["learning_rate"],
+        "beta": settings["beta"],
+        "binarize": settings["binarize"],
+        "precision": settings["precision"],
+        "deterministic": settings["deterministic"],
+        "seed": settings["seed"],
+        "device": f"{', '.join(keras.distribution.list_devices())} ({os.cpu_count()} cores, {keras.backend.backend()})",
+        "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
+    }
+    rule = "=" * 60
+    print(rule)
+    for name, value in lines.items():
+        print(f"{name} =  {value}")
+    print(rule)
+    print("----- Encoder -----", *model.encoder_stages(vae.encoder), sep="\n")
+    print("----- Decoder -----", *model.decoder_stages(vae.decoder), sep="\n")
+
+
+def record(settings: dict, dataset: data.Dataset, vae) -> dict:
+    """Return what `config.json` says of a run that has just begun."""
+    import keras
+    import numpy
+
+    backend = keras.backend.backend()
+    versions = {"python": platform.python_version(), "keras": keras.__version__, "numpy": numpy.__version__}
+    return {
+        "settings": settings,
+        "dataset": {
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "train_images": len(dataset.train_images),
+            "test_images": len(dataset.test_images),
+            "warning": dataset.warning,
+        },
+        "backend": backend,
+        "versions": versions | {backend: importlib.import_module(backend).__version__},
+        "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
+        "epochs_done": 0,
+        "finished": None,
+    }
+
+
+def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path) -> list[dict]:
+    """Fit the model, keeping it in `folder` after every epoch; return the history, a row an epoch."""
+    import keras
+
+    from vae.training import Batches, EpochLog
+
+    def keep(rows: list[dict]) -> None:
+        checkpoint.write_models(folder, vae.encoder, vae.decoder)
+        checkpoint.write_history(folder, rows)
+        checkpoint.write_config(folder, config | {"epochs_done": len(rows)})
+
+    checkpoint.write_config(folder, config)
+    seed, binarize = settings["seed"], settings["binarize"]
+    batches = Batches(dataset.train_images, settings["batch_size"], seed, shuffle=True, binarize=binarize)
+    log = EpochLog(batches, seed, keep)
+    boards = [keras.callbacks.TensorBoard(str(folder / "tensorboard"))] if settings["tensorboard"] else []
+    print("-> Training is started.", flush=True)
+    vae.fit(
+        batches,
+        epochs=settings["epochs"],
+        validation_data=Batches(dataset.test_images, 1000, seed, binarize=binarize),
+        callbacks=[log, *boards],
+        verbose=0,
+    )
+    return log.rows
+
+
+def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: Path) -> None:
+    """Write the run's figures."""
+    import keras
+
+    from vae import plots
+    from vae.training import Batches
+
+    title = f"{settings['network']} on {dataset.name}" + (
+        ", because MNIST was not to be had" if dataset.warning else ""
+    )
+    with checkpoint.replacing(folder / "loss_curves.png") as path:
+        plots.loss_curves(rows, title).savefig(path, dpi=120)
+    (images,) = Batches(dataset.test_images[:SAMPLE], SAMPLE, settings["seed"], binarize=settings["binarize"])[0]
+    logits, _, _ = vae(images)
+    pixels = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits))
+    with checkpoint.replacing(folder / "reconstructions.png") as path:
+        plots.reconstructions(images, pixels, f"{title}: test images").savefig(path, dpi=120)
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+if __name__ == "__main__":
+    console.run(main)

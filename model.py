@@ -1,0 +1,129 @@
+"""The networks, each a short builder, and the variational autoencoder with its loss.
+
+A builder returns two plain functional models, an encoder and a decoder, that know nothing of each other; `VAE` joins
+them, draws the latent vector between them and adds up the negative ELBO.
+
+Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (equations 3 and 10); Rezende, Mohamed & Wierstra, Stochastic
+Backpropagation and Approximate Inference in Deep Generative Models, 2014.
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+
+def standard(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """An LSTM reads the rows; transposed convolutions draw from 7 x 7 up to 28 x 28."""
+    image = keras.Input((28, 28), name="image")
+    rows = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(image)  # (batch, 28, hidden_dim)
+    features = layers.Flatten(name="flatten")(rows)  # (batch, 28 * hidden_dim)
+    encoder = _encoder(image, features, latent_dim)
+
+    z = keras.Input((latent_dim,), name="z")
+    h = layers.Dense(7 * 7 * 64, activation="gelu", name="dense")(z)  # (batch, 3136)
+    h = layers.Reshape((7, 7, 64), name="reshape")(h)
+    h = layers.Conv2DTranspose(32, 4, strides=2, padding="same", activation="gelu", name="tconv1")(h)
+    # (batch, 14, 14, 32)
+    h = layers.Conv2DTranspose(1, 4, strides=2, padding="same", name="tconv2")(h)  # (batch, 28, 28, 1)
+    return encoder, _decoder(z, h)
+
+
+BUILDERS = {"standard": standard}
+
+
+def build(network: str, hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """Build the network of that name: its encoder and its decoder.
+
+    The encoder maps images (n, 28, 28) in [0, 1] to [mean, log_var], each (n, latent_dim); the decoder maps latent
+    vectors (n, latent_dim) to pixel probabilities (n, 28, 28). Everything that they return is float32.
+    """
+    return BUILDERS[network](hidden_dim, latent_dim)
+
+
+def _encoder(image, features, latent_dim: int) -> keras.Model:
+    """End an encoder: q(z|x) = N(mean, diag(exp(log_var))), both linear in the features."""
+    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(features)
+    log_var = layers.Dense(latent_dim, dtype="float32", name="log_var")(features)
+    return keras.Model(image, [mean, log_var], name="encoder")
+
+
+def _decoder(z, h) -> keras.Model:
+    """End a decoder: 784 logits, which training reads, and the sigmoid of each, which everybody else does."""
+    logits = layers.Reshape((28, 28), dtype="float32", name="logits")(h)
+    pixels = layers.Activation("sigmoid", dtype="float32", name="pixels")(logits)
+    return keras.Model(z, pixels, name="decoder")
+
+
+def encoder_stages(encoder: keras.Model) -> list[str]:
+    """Return a line for the shape of every stage of an encoder, from the image to the latent vector z."""
+    body = [(layer.name, layer.output.shape) for layer in encoder.layers if layer.name not in ("mean", "log_var")]
+    latent = encoder.outputs[0].shape
+    return _aligned(body + [(name, latent) for name in ("mu", "sigma", "epsilon", "z")])
+
+
+def decoder_stages(decoder: keras.Model) -> list[str]:
+    """Return a line for the shape of every stage of a decoder, from the latent vector to the pixels."""
+    return _aligned([(layer.name, layer.output.shape) for layer in decoder.layers])
+
+
+def _aligned(shapes: list[tuple[str, tuple]]) -> list[str]:
+    width = max(len(name) for name, _ in shapes) + 1
+    return [f"{name + ':':{width}}  {shape}" for name, shape in shapes]
+
+
+def reconstruction_loss(images, logits):
+    """Binary cross-entropy of each image (n, 28, 28) from logits (n, 28, 28): (n,), in nats per image.
+
+    softplus(l) - x * l is -x * log(sigmoid(l)) - (1 - x) * log(1 - sigmoid(l)), without the logarithm of zero.
+    """
+    return ops.sum(ops.softplus(logits) - images * logits, axis=(1, 2))
+
+
+def kl_loss(mean, log_var):
+    """KL(q(z|x) || N(0, I)) from (n, D) and (n, D): (n,), in nats per image (Kingma & Welling, appendix B)."""
+    return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - log_var - 1.0, axis=1)
+
+
+class VAE(keras.Model):
+    """An encoder and a decoder that are trained together by the negative ELBO.
+
+    The three figures that `fit` and `evaluate` report are means over all images seen, in nats per image: the general
+    loss (reconstruction + KL, the negative ELBO), the reconstruction loss and the KL loss. `beta` weighs the KL term in
+    the gradient alone (Higgins et al., beta-VAE, 2017): at any beta the figures stay an ELBO.
+    """
+
+    def __init__(self, encoder: keras.Model, decoder: keras.Model, beta: float = 1.0):
+        super().__init__(name="vae", dtype="float32")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.beta = beta
+        self.noise = keras.random.SeedGenerator(0)
+        self._logits = keras.Model(decoder.input, decoder.get_layer("logits").output)
+        self._means = [keras.metrics.Mean(name) for name in ("general_loss", "reconstruction_loss", "kl_loss")]
+
+    @property
+    def metrics(self):
+        return self._means
+
+    def call(self, images, training=False):
+        """Return (logits, mean, log_var) for images (n, 28, 28), with one z drawn from q(z|x) for each."""
+        mean, log_var = self.encoder(images, training=training)
+        epsilon = keras.random.normal(ops.shape(mean), seed=self.noise)
+        z = mean + ops.exp(0.5 * log_var) * epsilon  # (n, D), equation 4
+        return self._logits(z, training=training), mean, log_var
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        logits, mean, log_var = y_pred
+        reconstruction = reconstruction_loss(x, logits)
+        kl = kl_loss(mean, log_var)
+        for tracker, value in zip(self._means, (reconstruction + kl, reconstruction, kl), strict=True):
+            tracker.update_state(value)
+        return ops.mean(reconstruction + self.beta * kl)
+
+    def reseed(self, *keys: int) -> None:
+        """Make all noise from here on, dropout's too, a function of these keys, say of (seed, epoch)."""
+        layers_with_noise = [h for h in (*self.encoder.layers, *self.decoder.layers) if hasattr(h, "seed_generator")]
+        generators = [self.noise, *(layer.seed_generator for layer in layers_with_noise)]
+        states = np.random.SeedSequence(keys).generate_state(2 * len(generators)) >> 1  # 31 bits fit every backend
+        for generator, state in zip(generators, states.reshape(-1, 2), strict=True):
+            generator.state.assign(state)

@@ -1,0 +1,1 @@
+"""The parts of the project: data, checkpoints, likelihood, latent vectors and figures."""

@@ -1,0 +1,103 @@
+"""What the three scripts share at the terminal: reading flags, importing Keras quietly, and ending well."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import NoReturn
+
+from vae.settings import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the flags' defaults in the help."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see python {self.prog} --help)\n")
+
+
+def positive_integer(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    return _number(text, int, "a whole number from 1", lambda number: number >= 1)
+
+
+def seed(text: str) -> int:
+    """A whole number that NumPy and Keras both take as a seed, for argparse."""
+    return _number(text, int, "a whole number from 0 to 4294967295", lambda number: 0 <= number < 2**32)
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    return _number(text, float, "a number above 0", lambda number: number > 0)
+
+
+def number(text: str) -> float:
+    """A finite number from 0, for argparse."""
+    return _number(text, float, "a number from 0", lambda number: number >= 0)
+
+
+def _number(text: str, kind: type, wanted: str, fits: Callable) -> int | float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and fits(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+KINDS = {
+    "positive integer": positive_integer,
+    "seed": seed,
+    "positive number": positive_number,
+    "number": number,
+    str: str,
+}
+
+
+def import_keras():
+    """Import Keras without TensorFlow's start-up notices, and return it.
+
+    The notices are written to the file descriptor of standard error by compiled code, before any setting could silence
+    them, so the descriptor itself is turned away for as long as the import lasts.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _descriptor_silenced(2):
+        import keras
+    return keras
+
+
+@contextmanager
+def _descriptor_silenced(descriptor: int):
+    sys.stderr.flush()
+    kept = os.dup(descriptor)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, descriptor)
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a script's `main`; end with one line and status 1 on a `UserError`, with status 130 on Ctrl-C."""
+    script = os.path.basename(sys.argv[0])
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        print(f"\n{script}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); nothing is left to say, not even by Python's own flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)

@@ -1,0 +1,76 @@
+"""Every figure. Functions draw and return; the script decides where the result is written."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+GAP = 2  # pixels of black between digits
+
+
+def tile(batches: Iterable[np.ndarray], count: int, columns: int) -> np.ndarray:
+    """Lay `count` images, which come in batches (n, 28, 28) in [0, 1], on a grid (height, width) of bytes.
+
+    Each pixel is drawn as a square of up to 3 x 3, so that a digit is clear; large grids are drawn smaller.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    zoom = max(1, min(3, 4000 // (max(rows, columns) * (28 + GAP))))
+    cell = 28 * zoom + GAP
+    grid = np.zeros((rows * cell + GAP, columns * cell + GAP), np.uint8)
+    place = 0
+    for batch in batches:
+        for image in np.rint(batch * 255).astype(np.uint8):
+            top, left = (GAP + cell * index for index in divmod(place, columns))
+            grid[top : top + 28 * zoom, left : left + 28 * zoom] = image.repeat(zoom, 0).repeat(zoom, 1)
+            place += 1
+    return grid
+
+
+def write_png(grid: np.ndarray, path) -> None:
+    """Write a grid (height, width) of bytes as a grey PNG, pixel for pixel."""
+    Image.fromarray(grid).save(path, format="PNG", optimize=grid.size < 10**7)
+
+
+def loss_curves(rows: list[dict], title: str) -> Figure:
+    """Draw the three losses of a run's history against the epoch, training and test, in nats per image."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure.suptitle(title)
+    epochs = [row["epoch"] for row in rows]
+    panels = {
+        "general_loss": "General loss",
+        "reconstruction_loss": "Reconstruction loss",
+        "kl_loss": "KL-divergence loss",
+    }
+    for axes, (name, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for prefix, style, who in (("", "-", "train"), ("test_", "--", "test")):
+            curve = [row[prefix + name] for row in rows]
+            axes.plot(epochs, curve, style, marker="o" if len(rows) == 1 else None, label=f"{who} ({curve[-1]:.2f})")
+        axes.set(title=label, xlabel="epoch", ylabel="nats per image")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, columns: int = 10) -> Figure:
+    """Draw originals (n, 28, 28), a row of them above the row of their reconstructions (n, 28, 28)."""
+    pairs = [
+        np.stack([originals[start : start + columns], decoded[start : start + columns]])
+        for start in range(0, len(originals) - columns + 1, columns)
+    ]
+    grid = tile(np.concatenate(pairs), 2 * columns * len(pairs), columns)
+    height, width = grid.shape
+    figure = Figure(figsize=(8, 8 * height / width + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=255)
+    centres = (np.arange(2 * len(pairs)) + 0.5) * height / (2 * len(pairs))
+    axes.set_yticks(centres, ["original", "reconstruction"] * len(pairs))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure

@@ -1,0 +1,79 @@
+"""Every setting of a run: its default, its unit and its help, and the networks' own defaults, a row each.
+
+This module imports nothing heavy and nothing of the project, so that a command line answers at once and every other
+module may use it.
+"""
+
+from typing import NamedTuple
+
+
+class UserError(Exception):
+    """What the user can mend: one line that names the file or flag, what is wrong and what to do."""
+
+
+class Network(NamedTuple):
+    """A network that `--network` trains: a line about it and its own defaults."""
+
+    summary: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    hidden_dim: int
+    latent_dim: int
+
+
+NETWORKS = {
+    "standard": Network(
+        summary="an LSTM over the rows, transposed convolutions up from 7 x 7",
+        epochs=50,
+        batch_size=100,
+        learning_rate=1e-3,
+        hidden_dim=64,
+        latent_dim=32,
+    ),
+}
+
+DATASETS = ("mnist", "fashion-mnist", "digits")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+class Setting(NamedTuple):
+    """One setting of a training run: `main.py` has it as a flag, `config.json` keeps it."""
+
+    name: str
+    default: object  # None where the network's row, or nothing, stands in for it
+    help: str
+    kind: type | str = str  # how the text is read: str, bool (a switch), or a range that vae/console.py knows by name
+    choices: tuple[str, ...] | None = None
+
+
+SETTINGS = (
+    Setting("network", "standard", "which network to train", choices=tuple(NETWORKS)),
+    Setting(
+        "dataset",
+        None,
+        "which images to train on (default: mnist; where it can be neither found nor downloaded, digits)",
+        choices=DATASETS,
+    ),
+    Setting(
+        "data",
+        None,
+        "your own images instead: a folder with four IDX files named as MNIST's, or an .npz with x_train and x_test "
+        "(default: none)",
+    ),
+    Setting("epochs", None, "passes over the training images", "positive integer"),
+    Setting("batch_size", None, "images in a training step", "positive integer"),
+    Setting(
+        "learning_rate", None, "Adam's peak step size, reached in a short warm-up, then cosine decay", "positive number"
+    ),
+    Setting("latent_dim", None, "latent dimensions", "positive integer"),
+    Setting("hidden_dim", None, "units of the LSTM", "positive integer"),
+    Setting("beta", 1.0, "weight of the KL term while training; the losses shown are always unweighted", "number"),
+    Setting("binarize", False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", bool),
+    Setting("seed", 0, "seed of weights, order and noise, a whole number", "seed"),
+    Setting("name", None, "the run's folder under checkpoints/ (default: NETWORK-DATASET-NNN, the next free number)"),
+    Setting("overwrite", False, "replace the run that --name names", bool),
+    Setting("precision", "float32", "what the layers compute in; losses are float32 always", choices=PRECISIONS),
+    Setting("tensorboard", False, "write TensorBoard logs into the run's folder as well", bool),
+    Setting("deterministic", False, "use only deterministic operations (for a GPU; slower)", bool),
+)

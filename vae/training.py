@@ -1,0 +1,115 @@
+"""What `fit` is given: the batches of an epoch, and the callback that logs, watches and keeps it."""
+
+import math
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from vae.settings import UserError
+
+LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
+
+
+class Batches(keras.utils.PyDataset):
+    """Images (n, 28, 28), bytes or floats in [0, 1], as float32 batches (batch, 28, 28) in [0, 1].
+
+    What a batch holds is a function of (seed, epoch, its number) alone: the order of the images where `shuffle` is on,
+    and the binary pixels where `binarize` is, each 1 with the probability that its grey value gives (Salakhutdinov &
+    Murray, 2008). Images stay as they came, bytes mostly, until their batch is asked for.
+    """
+
+    def __init__(
+        self, images: np.ndarray, batch_size: int, seed: int, *, shuffle: bool = False, binarize: bool = False
+    ):
+        super().__init__()
+        self._images = images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._binarize = binarize
+        self.start(epoch=0)
+
+    def start(self, epoch: int) -> None:
+        """Turn to the batches of this epoch."""
+        self._epoch = epoch
+        count = len(self._images)
+        self._order = (
+            np.random.default_rng([self._seed, epoch]).permutation(count) if self._shuffle else np.arange(count)
+        )
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._images) / self._batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray]:
+        batch = self._images[self._order[index * self._batch_size : (index + 1) * self._batch_size]]
+        batch = batch.astype(np.float32) / 255 if batch.dtype == np.uint8 else batch
+        if self._binarize:
+            draw = np.random.default_rng([self._seed, self._epoch, index]).random(batch.shape, np.float32)
+            batch = (draw < batch).astype(np.float32)
+        return (batch,)
+
+
+class EpochLog(keras.callbacks.Callback):
+    """A progress bar on a terminal, a line an epoch, and a row of `history.csv`, which `keep(rows)` is given to save.
+
+    Raises UserError as soon as a loss is not finite, before anything of that epoch is kept.
+    """
+
+    def __init__(self, batches: Batches, seed: int, keep: Callable[[list[dict]], None]):
+        super().__init__()
+        self.rows = []
+        self._batches = batches
+        self._seed = seed
+        self._keep = keep
+
+    def on_train_begin(self, logs=None):
+        self._began = time.perf_counter()
+        steps = len(self._batches) * self.params["epochs"]
+        self._bar = tqdm(total=steps, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._batches.start(epoch)
+        self.model.reseed(self._seed, epoch)
+        self._bar.set_description(f"Epoch {epoch + 1}/{self.params['epochs']}")
+        self._epoch_began = self._steps_ended = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps_ended = time.perf_counter()
+        self._check_finite(logs, f"step {batch + 1} of {len(self._batches)}")
+        self._bar.set_postfix({name.removesuffix("_loss"): f"{logs[name]:.2f}" for name in LOSSES}, refresh=False)
+        self._bar.update(self._epoch * len(self._batches) + batch + 1 - self._bar.n)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check_finite(logs, "its end")
+        row = {"epoch": epoch + 1}
+        for prefix in ("", "test_"):
+            row |= {prefix + name: round(float(logs[prefix.replace("test_", "val_") + name]), 4) for name in LOSSES}
+        now = time.perf_counter()
+        row["seconds"] = round(self._steps_ended - self._epoch_began, 3)
+        row["elapsed"] = round(now - self._began, 3)
+        self.rows.append(row)
+        self._keep(self.rows)
+        tqdm.write(self._line(row))
+
+    def on_train_end(self, logs=None):
+        self._bar.close()
+
+    def _line(self, row: dict) -> str:
+        epochs = self.params["epochs"]
+        return (
+            f"|--- Epoch: {row['epoch']:>{len(str(epochs))}}/{epochs} \t---> "
+            f"General loss: {row['general_loss']:.2f} | Reconstruction loss: {row['reconstruction_loss']:.2f} | "
+            f"KL-divergence loss: {row['kl_loss']:.2f} | Test: {row['test_general_loss']:.2f} | {row['seconds']:.1f} s"
+        )
+
+    def _check_finite(self, logs: dict, where: str) -> None:
+        if not all(math.isfinite(value) for value in logs.values()):
+            self._bar.close()
+            raise UserError(
+                f"the loss stopped being finite in epoch {self._epoch + 1}, by {where}; "
+                f"{'the epoch before it is kept' if self.rows else 'nothing was kept'}; try a lower --learning-rate"
+            )
