@@ -3,7 +3,7 @@
 import json
 import sys
 
-from vae import checkpoint, console, data
+from vae import checkpoint, console, data, download
 from vae.settings import DATASETS
 
 
@@ -53,11 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def load_data(options, config: dict) -> data.Dataset:
     """Load what the command line names, else what the run was trained on; say so where the two differ."""
-    trained = config["settings"]
     if options.dataset or options.data:
-        dataset = data.load(options.dataset, options.data)
+        found = download.find(options.dataset, options.data)
+    elif config["settings"]["data"]:
+        found = download.find(None, config["settings"]["data"])
     else:
-        dataset = data.load(None if trained["data"] else config["dataset"]["name"], trained["data"])
+        found = download.find(config["dataset"]["name"], None)
+    dataset = data.load(*found)
     if dataset.sha256 != config["dataset"]["sha256"]:
         print("-> These are not the images that the model was trained on: its config.json has others.", file=sys.stderr)
     return dataset

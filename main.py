@@ -6,7 +6,7 @@ import platform
 import sys
 from pathlib import Path
 
-from vae import checkpoint, console, data
+from vae import checkpoint, console, data, download
 from vae.settings import NETWORKS, SETTINGS, UserError
 
 SAMPLE = 40  # test images in reconstructions.png
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line -> data -> model -> training -> files -> figures."""
     settings = parse(arguments)
     check(settings)
-    dataset = data.load(settings["dataset"], settings["data"])
+    dataset = data.load(*download.find(settings["dataset"], settings["data"]))
     if settings["batch_size"] > len(dataset.train_images):
         raise UserError(
             f"--batch-size {settings['batch_size']}: there are only {len(dataset.train_images)} training images"
@@ -208,12 +208,12 @@ def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: P
         ", because MNIST was not to be had" if dataset.warning else ""
     )
     with checkpoint.replacing(folder / "loss_curves.png") as path:
-        plots.loss_curves(rows, title).savefig(path, dpi=120)
+        plots.loss_curves(rows, title).savefig(path, dpi=120, bbox_inches="tight")
     (images,) = Batches(dataset.test_images[:SAMPLE], SAMPLE, settings["seed"], binarize=settings["binarize"])[0]
     logits, _, _ = vae(images)
     pixels = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits))
     with checkpoint.replacing(folder / "reconstructions.png") as path:
-        plots.reconstructions(images, pixels, f"{title}: test images").savefig(path, dpi=120)
+        plots.reconstructions(images, pixels, f"{title}: test images").savefig(path, dpi=120, bbox_inches="tight")
 
 
 def shown(path: Path) -> str:

@@ -69,6 +69,8 @@ def import_keras():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _descriptor_silenced(2):
         import keras
+
+        keras.distribution.list_devices()  # the search for a GPU has notices of its own
     return keras
 
 
