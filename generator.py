@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vae import checkpoint, console
-from vae.settings import UserError
+from vae import checkpoint, console, latent
+from vae.settings import DATASETS, UserError
 
 BATCH = 500  # latent vectors decoded at once: fills the cores, and its activations fit in their caches
 
@@ -23,18 +23,58 @@ def parse(arguments: list[str] | None = None):
         metavar="DIR",
         help="the run to draw from (default: the one that finished last, else the shipped)",
     )
-    add("--count", type=console.positive_integer, default=100, metavar="N", help="digits to draw (default: 100)")
+    add("--count", type=console.positive_integer, metavar="N", help="digits to draw (default: 100)")
     add("--columns", type=console.positive_integer, metavar="N", help="digits in a row (default: as many as rows)")
+    add(
+        "--sampler",
+        choices=("prior", "mixture"),
+        help="where latent vectors come from: N(0, I), or the mixture fitted to the training images "
+        "(default: mixture, where the run has one)",
+    )
+    add(
+        "--digit",
+        type=digits,
+        metavar="D",
+        help="only this digit, or, of several such as 0123456789, a row of each (default: any)",
+    )
     add(
         "--scale",
         type=console.number,
         default=1.0,
-        help="standard deviation of the latent vectors: below 1 plainer digits, above 1 stranger ones (default: 1)",
+        help="multiplies the deviation from the sampler's mean: below 1 plainer digits, above 1 stranger (default: 1)",
     )
     add("--seed", type=console.seed, help="a whole number that fixes the draw (default: a fresh one, which is printed)")
     add("--output", default="generated_images.png", metavar="PNG", help="the picture (default: generated_images.png)")
     add("--arrays", metavar="NPZ", help="the images too: key 'images', (n, 28, 28), float32 in [0, 1] (default: none)")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--interpolate", action="store_true", help="rows that walk from one digit to another instead (default: off)"
+    )
+    instead.add_argument(
+        "--manifold",
+        action="store_true",
+        help="the latent plane instead, decoded over the prior's quantiles: of a 2-D latent, or of the two most active "
+        "dimensions (default: off)",
+    )
+    instead.add_argument(
+        "--reconstruct",
+        action="store_true",
+        help="test images drawn at random instead, each with its reconstruction to its right (default: off)",
+    )
+    add(
+        "--dataset",
+        choices=DATASETS,
+        help="where --reconstruct takes its images (default: what the run was trained on)",
+    )
+    add("--data", metavar="PATH", help="or your own: a folder of IDX files or an .npz (default: as --dataset)")
     return parser.parse_args(arguments)
+
+
+def digits(text: str) -> tuple[int, ...]:
+    """One digit or several, for argparse."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return tuple(map(int, text))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,7 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise UserError(f"{flag} {path}: no such folder; make it first")
     folder = checkpoint.choose(options.checkpoint)
-    checkpoint.read_config(folder)
+    config = checkpoint.read_config(folder)
+    prior = checkpoint.read_prior(folder)
+    check(options, prior)
     console.import_keras()
     decoder = checkpoint.load_model(folder, "decoder", (None,), [(28, 28)])
     import model
@@ -53,36 +95,115 @@ def main(arguments: list[str] | None = None) -> None:
     print("----- Decoder -----", *model.decoder_stages(decoder), sep="\n")
     print(f"-> Checkpoints are restored from {folder}")
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    print(f"-> Generation is started. ({options.count} digits, seed {seed})", flush=True)
+    print(f"-> Generation is started. ({described(options, prior)}, seed {seed})", flush=True)
 
-    images = decoded(decoder, latent_vectors(options.count, decoder.input_shape[1], options.scale, seed), options.count)
-    columns = options.columns or math.ceil(math.sqrt(options.count))
+    rng = np.random.default_rng(seed)
+    if options.reconstruct:
+        count, columns, images = reconstructed(options, folder, config, decoder, rng)
+    else:
+        count, columns, vectors = planned(options, prior, decoder.input_shape[1], rng)
+        images = decoded(decoder, vectors, count)
     if options.arrays is None:
-        grid = plots.tile(images, options.count, columns)
+        grid = plots.tile(images, count, columns)
     else:
         with checkpoint.replacing(options.arrays) as path:
-            grid = plots.tile(written(images, options.count, path), options.count, columns)
+            grid = plots.tile(written(images, count, path), count, columns)
         print(f"-> Images are saved as arrays in {options.arrays}")
     with checkpoint.replacing(options.output) as path:
         plots.write_png(grid, path)
     print(f"-> Generated images are saved in {options.output}")
 
 
-def latent_vectors(count: int, latent_dim: int, scale: float, seed: int) -> Iterator[np.ndarray]:
-    """Draw from the prior N(0, scale^2 I): batches (n, latent_dim), float32."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, count, BATCH):
-        yield scale * rng.standard_normal((min(BATCH, count - start), latent_dim), np.float32)
+def sampler(options, prior: dict | None) -> str:
+    """The sampler that was asked for, else the better one of those that the run has."""
+    return options.sampler or ("prior" if prior is None else "mixture")
+
+
+def check(options, prior: dict | None) -> None:
+    """Turn away flags that contradict each other or the run."""
+    if prior is None and options.sampler == "mixture":
+        raise UserError("--sampler mixture: this run has no prior.npz with a mixture; draw from the prior")
+    if options.digit is not None and sampler(options, prior) == "prior":
+        raise UserError("--digit: the prior knows no digits, only a run's mixture does; draw without --digit")
+    if options.digit is not None and (options.interpolate or options.manifold or options.reconstruct):
+        raise UserError("--digit: it goes with plain drawing only; leave it, or the other picture, out")
+    if (options.data or options.dataset) and not options.reconstruct:
+        raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
+
+
+def described(options, prior: dict | None) -> str:
+    """What is drawn, in words."""
+    if options.reconstruct:
+        return "reconstructions of test images"
+    if options.manifold:
+        return "the latent plane"
+    source = {"prior": "the prior N(0, I)", "mixture": "the mixture fitted to the training images"}[
+        sampler(options, prior)
+    ]
+    return f"{'walks between digits' if options.interpolate else 'digits'} from {source}, scale {options.scale:g}"
+
+
+def planned(
+    options, prior: dict | None, latent_dim: int, rng: np.random.Generator
+) -> tuple[int, int, Iterator[np.ndarray]]:
+    """Return how many images there will be, in how many columns, and their latent vectors in batches (n, D)."""
+    mixture = latent.mixture(prior, latent_dim) if sampler(options, prior) == "mixture" else None
+
+    def draw(count: int, digit: int | None = None) -> np.ndarray:
+        if mixture is None:
+            return latent.draw_prior(rng, count, latent_dim, options.scale)
+        return latent.draw_mixture(rng, count, mixture, options.scale, digit)
+
+    count = options.count or 100
+    columns = options.columns or math.ceil(math.sqrt(count))
+    if options.manifold:
+        side = math.ceil(math.sqrt(count))
+        axes = (0, 1) if latent_dim == 2 else latent.most_active(prior, latent_dim)
+        return side * side, side, iter([latent.plane(side, latent_dim, axes)])
+    if options.interpolate:
+        rows = math.ceil(count / columns)
+        walks = latent.walk(draw(rows), draw(rows), columns)  # (rows, columns, D)
+        return rows * columns, columns, iter(walks)
+    if options.digit is not None and len(options.digit) > 1:
+        columns = options.columns or math.ceil(count / len(options.digit))
+        return columns * len(options.digit), columns, (draw(columns, digit) for digit in options.digit)
+    digit = options.digit[0] if options.digit else None
+    return count, columns, (draw(min(BATCH, count - start), digit) for start in range(0, count, BATCH))
 
 
 def decoded(decoder, batches: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Decode batches (n, latent_dim) into images (n, 28, 28) in [0, 1], with a progress bar on a terminal."""
+    """Decode batches (n, D) into images (n, 28, 28) in [0, 1], with a progress bar on a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=count, unit=" digits", leave=False, disable=None) as bar:
         for z in batches:
             yield decoder.predict_on_batch(z)
             bar.update(len(z))
+
+
+def reconstructed(
+    options, folder: Path, config: dict, decoder, rng: np.random.Generator
+) -> tuple[int, int, Iterator[np.ndarray]]:
+    """Return count, columns and batches of test images, each followed by its reconstruction from a posterior sample."""
+    from vae import data, download
+
+    name, path = config["dataset"]["name"], config["settings"]["data"]
+    if options.dataset or options.data:
+        name, path = options.dataset, options.data
+    dataset = data.load(*download.find(None if path else name, path))
+    encoder = checkpoint.load_model(folder, "encoder", (28, 28), [(None,), (None,)])
+    wanted = min(options.count or 100, len(dataset.test_images))
+    chosen = np.sort(rng.choice(len(dataset.test_images), wanted, replace=False))
+    columns = 2 * (options.columns or math.ceil(math.sqrt(wanted)))
+
+    def pairs() -> Iterator[np.ndarray]:
+        for start in range(0, wanted, BATCH):
+            originals = data.pixels(dataset.test_images[chosen[start : start + BATCH]])
+            mean, log_var = encoder.predict_on_batch(originals)
+            z = mean + np.exp(log_var / 2) * rng.standard_normal(mean.shape, np.float32)
+            yield np.stack([originals, decoder.predict_on_batch(z)], axis=1).reshape(-1, 28, 28)
+
+    return 2 * wanted, columns, pairs()
 
 
 def written(batches: Iterator[np.ndarray], count: int, path: Path) -> Iterator[np.ndarray]:

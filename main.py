@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     show(settings, dataset, vae)
     config = record(settings, dataset, vae)
     rows = train(vae, settings, dataset, config, folder)
+    keep_prior(vae, settings, dataset, folder)
     draw(vae, settings, dataset, rows, folder)
     checkpoint.write_config(folder, config | {"epochs_done": len(rows), "finished": checkpoint.finished_now()})
 
@@ -195,6 +196,21 @@ def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path
         verbose=0,
     )
     return log.rows
+
+
+def keep_prior(vae, settings: dict, dataset: data.Dataset, folder: Path) -> None:
+    """Fit a mixture to posterior samples of the training images, for generator.py to draw from, and keep it."""
+    import numpy as np
+
+    from vae import latent
+    from vae.training import Batches
+
+    print("-> A mixture is fitted to the latent codes.", flush=True)
+    batches = Batches(dataset.train_images, 1000, settings["seed"], binarize=settings["binarize"])
+    mean, log_var = vae.encoder.predict(batches, verbose=0)
+    noise = np.random.default_rng(settings["seed"]).standard_normal(mean.shape, np.float32)
+    mixture = latent.fit(mean + np.exp(log_var / 2) * noise, dataset.train_labels, settings["seed"])
+    checkpoint.write_prior(folder, mixture._asdict() | {"activity": mean.var(axis=0)})
 
 
 def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: Path) -> None:

@@ -84,6 +84,18 @@ def kl_loss(mean, log_var):
     return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - log_var - 1.0, axis=1)
 
 
+def logits_of(decoder: keras.Model) -> keras.Model:
+    """The decoder without its sigmoid: latent vectors (n, D) to logits (n, 28, 28)."""
+    return keras.Model(decoder.input, decoder.get_layer("logits").output)
+
+
+def log_likelihood_of(decoder: keras.Model) -> keras.Model:
+    """The decoder as a density: images (n, 28, 28) and latent vectors (n, D) to log p(x|z), (n,), in nats per image."""
+    image = keras.Input((28, 28), name="image")
+    z = keras.Input(decoder.input_shape[1:], name="z")
+    return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z)))
+
+
 class VAE(keras.Model):
     """An encoder and a decoder that are trained together by the negative ELBO.
 
@@ -98,7 +110,7 @@ class VAE(keras.Model):
         self.decoder = decoder
         self.beta = beta
         self.noise = keras.random.SeedGenerator(0)
-        self._logits = keras.Model(decoder.input, decoder.get_layer("logits").output)
+        self._logits = logits_of(decoder)
         self._means = [keras.metrics.Mean(name) for name in ("general_loss", "reconstruction_loss", "kl_loss")]
 
     @property

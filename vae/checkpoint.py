@@ -9,16 +9,35 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+
+import numpy as np
 
 from vae.settings import UserError
 
 FORMAT = 1  # of the folder; to be raised when an older program could no longer read a newer folder
 LARGEST_MODEL = 256 * 2**20  # bytes in a .keras archive, unpacked
 PROJECT = Path(__file__).resolve().parent.parent
-FILES = ("config.json", "decoder.keras", "encoder.keras", "history.csv", "loss_curves.png", "reconstructions.png")
+CONFIG = {  # what is read of config.json, and its type
+    ("finished",): str | None,
+    ("settings", "data"): str | None,
+    ("settings", "binarize"): bool,
+    ("dataset", "name"): str,
+    ("dataset", "sha256"): str,
+}
+FILES = (
+    "config.json",
+    "decoder.keras",
+    "encoder.keras",
+    "history.csv",
+    "loss_curves.png",
+    "prior.npz",
+    "reconstructions.png",
+)
 
 
 def root() -> Path:
@@ -33,7 +52,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Raises UserError where the folder is missing, read-only or full; whatever stood at `path` then still stands there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    if os.path.exists(path) and not os.path.isfile(path):  # renaming would take the place of a device, too
+        raise UserError(f"{path} cannot be written (it is no plain file); choose another place")
+    temporary = path.parent / f".{os.getpid()}-{path.name}"
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -44,13 +65,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             f"{path} cannot be written ({error.strerror or error}); free space or choose another place"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def check_name(name: str, overwrite: bool) -> None:
     """Refuse a name that is no plain folder name, or that a run has already and `overwrite` does not release."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]*", name) or name == "pretrained":
-        raise UserError(f"--name {name!r}: take letters, digits, '.', '_' and '-' (and not 'pretrained')")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{,99}", name) or name == "pretrained":
+        raise UserError(f"--name {name!r}: take up to 100 letters, digits, '.', '_' and '-' (and not 'pretrained')")
     if (root() / name).exists() and not overwrite:
         raise UserError(f"--name {name}: {root() / name} exists; take another name, or --overwrite to replace that run")
 
@@ -108,6 +130,31 @@ def write_models(folder: Path, encoder, decoder) -> None:
             model.save(path)
 
 
+def write_prior(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write `prior.npz`: plain arrays, what is known of where the codes of the training images lie."""
+    with replacing(folder / "prior.npz") as path, open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_prior(folder: Path) -> dict[str, np.ndarray] | None:
+    """Read `prior.npz`, or return None where the run has none; raises UserError where it is not plain numbers."""
+    path = folder / "prior.npz"
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST_MODEL:
+                raise ValueError("it is too large")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        if not all(isinstance(array, np.ndarray) and array.dtype.kind in "iuf" for array in arrays.values()):
+            raise ValueError("it holds other things than numbers")
+    except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise nearly every exception there is
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason[:200]}; remove it to draw from the prior") from error
+    return arrays
+
+
 def finished_now() -> str:
     """The time that a run records as its end: UTC, so that text order is time order."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
@@ -119,7 +166,7 @@ def choose(path: str | None) -> Path:
         if not Path(path).is_dir():
             raise UserError(f"--checkpoint {path}: no such folder; the runs are in {root()}")
         return Path(path)
-    finished = {config["finished"]: folder for folder, config in _readable(root()) if config.get("finished")}
+    finished = {config["finished"]: folder for folder, config in _readable(root()) if config["finished"]}
     return finished[max(finished)] if finished else PROJECT / "checkpoints" / "pretrained"
 
 
@@ -153,6 +200,13 @@ def read_config(folder: Path) -> dict:
         raise UserError(
             f"{path} is of format {found!r}, and this program reads {FORMAT}; restore it with its own version"
         )
+    for keys, kind in CONFIG.items():
+        try:
+            fits = isinstance(reduce(getitem, keys, config), kind)
+        except (KeyError, TypeError, IndexError):
+            fits = False
+        if not fits:
+            raise UserError(f"{path} does not say a run's {' '.join(keys)}; choose another run with --checkpoint")
     return config
 
 
@@ -182,7 +236,9 @@ def load_model(folder: Path, name: str, input_shape: tuple, output_shapes: list[
 def _matches(model, input_shape: tuple, output_shapes: list[tuple]) -> bool:
     def fits(tensor, shape: tuple) -> bool:
         found = tuple(tensor.shape)[1:]
-        return len(found) == len(shape) and all(want in (None, has) for want, has in zip(shape, found, strict=True))
+        if None in found or len(found) != len(shape):
+            return False
+        return all(want in (None, has) for want, has in zip(shape, found, strict=True))
 
     shapes = [input_shape, *output_shapes]
     tensors = [*model.inputs, *model.outputs]

@@ -22,8 +22,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive_integer(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    return _number(text, int, "a whole number from 1", lambda number: number >= 1)
+    """A whole number from 1 to a million, for argparse."""
+    return _number(text, int, "a whole number from 1 to 1000000", lambda number: 1 <= number <= 10**6)
 
 
 def seed(text: str) -> int:
@@ -46,7 +46,7 @@ def _number(text: str, kind: type, wanted: str, fits: Callable) -> int | float:
         value = kind(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and fits(value)):
+    if not (fits(value) and math.isfinite(value)):  # NaN fits nowhere
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return value
 
@@ -93,13 +93,14 @@ def run(main: Callable[[], None]) -> NoReturn:
     script = os.path.basename(sys.argv[0])
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{script}: {error}")
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`); nothing is left to say, not even by Python's own flush at exit.
+    except OSError as error:
+        # Whoever read our output has gone (`| head`), or its disk is full; Python's own flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(141 if isinstance(error, BrokenPipeError) else f"{script}: {error}")
     sys.exit(0)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -73,4 +74,46 @@ def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, colu
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+    return figure
+
+
+def latent_means(mean: np.ndarray, labels: np.ndarray | None, title: str) -> Figure:
+    """Draw posterior means (n, D) in two dimensions, each as its digit: the plane itself for D = 2, else their PCA."""
+    if mean.shape[1] == 2:
+        plane, axis_labels = mean, ("latent dimension 1", "latent dimension 2")
+    else:
+        from sklearn.decomposition import PCA
+
+        pca = PCA(2).fit(mean)
+        plane = pca.transform(mean)
+        axis_labels = [
+            f"component {n + 1} ({share:.0%} of the variance)" for n, share in enumerate(pca.explained_variance_ratio_)
+        ]
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    axes = figure.subplots()
+    labels = np.zeros(len(plane), int) if labels is None else labels
+    classes = np.unique(labels)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(classes)))
+    for label, colour in zip(classes, colours, strict=True):
+        own = plane[labels == label]
+        marker = f"${label}$" if len(classes) > 1 else "."
+        axes.scatter(*own.T, s=18, marker=marker, color=colour, linewidths=0.2, alpha=0.7)
+    for label, colour in zip(classes, colours, strict=True):
+        if len(classes) > 1:
+            box = {"boxstyle": "circle", "facecolor": "white", "edgecolor": colour, "linewidth": 2}
+            axes.text(*np.median(plane[labels == label], axis=0), str(label), size=14, weight="bold", bbox=box)
+    axes.set(title=title, xlabel=axis_labels[0], ylabel=axis_labels[1])
+    axes.set_aspect("equal")
+    return figure
+
+
+def kl_per_dimension(kl: np.ndarray, title: str) -> Figure:
+    """Draw the mean KL of each latent dimension (D,), largest first, in nats per image."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    order = np.argsort(-kl)
+    axes.bar(range(len(kl)), kl[order], color="0.35")
+    axes.set_xticks(range(len(kl)), order, size=8 if len(kl) <= 40 else 5)
+    axes.set(title=f"{title} ({kl.sum():.2f} in all)", xlabel="latent dimension", ylabel="nats per image")
+    axes.grid(alpha=0.3, axis="y")
     return figure

@@ -1,0 +1,131 @@
+"""Where latent vectors come from: the prior, a mixture fitted to the codes of the training images, walks and planes.
+
+Digits drawn from the prior N(0, I) include many that are none, because the codes of real digits, the aggregate
+posterior, fill only part of it (Hoffman & Johnson, ELBO surgery, 2016). A mixture of Gaussians fitted to those codes
+stands closer to them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vae.settings import UserError
+
+HELD_OUT = 0.1  # part of the codes that the number of components is chosen by
+COMPONENTS = (1, 2, 4, 8, 16)  # numbers of components tried, for each class
+
+
+class Mixture(NamedTuple):
+    """A mixture of M Gaussians over D latent dimensions, as plain arrays."""
+
+    weights: np.ndarray  # (M,), sums to 1
+    means: np.ndarray  # (M, D)
+    factors: np.ndarray  # (M, D, D), Cholesky factors of the covariances
+    classes: np.ndarray  # (M,) the label that each component was fitted to; -1 where there were no labels
+
+
+def fit(codes: np.ndarray, labels: np.ndarray | None, seed: int) -> Mixture:
+    """Fit a mixture to latent codes (n, D): one for each label (n,), weighted by its share, or one for all.
+
+    The number of components of each is the one that gives held-out codes the highest likelihood.
+    """
+    labels = np.full(len(codes), -1) if labels is None else labels.astype(int)
+    parts = []
+    for label in np.unique(labels):
+        own = codes[labels == label]
+        weights, means, factors = _fit_class(own, seed)
+        parts.append((weights * len(own) / len(codes), means, factors, np.full(len(weights), label)))
+    weights, means, factors, classes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Mixture(weights.astype(np.float32), means.astype(np.float32), factors.astype(np.float32), classes)
+
+
+def _fit_class(codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from sklearn.mixture import GaussianMixture
+
+    order = np.random.default_rng(seed).permutation(len(codes))
+    held_out, kept = np.split(codes[order], [round(HELD_OUT * len(codes))])
+    best, best_score = None, -np.inf
+    for components in COMPONENTS:
+        # A full covariance needs more codes than dimensions to stand on; small classes get a single broad component.
+        if components > 1 and len(kept) < 4 * components * codes.shape[1]:
+            break
+        mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed).fit(kept if len(held_out) else codes)
+        score = mixture.score(held_out) if len(held_out) else 0.0
+        if score <= best_score:
+            break  # more components only fit the kept codes closer from here on
+        best, best_score = mixture, score
+    return best.weights_, best.means_, np.linalg.cholesky(best.covariances_)
+
+
+def mixture(arrays: dict[str, np.ndarray], latent_dim: int) -> Mixture:
+    """The mixture in a run's `prior.npz`; raises UserError where its arrays do not fit the decoder."""
+    try:
+        found = Mixture(*(arrays[name] for name in Mixture._fields))
+    except KeyError as error:
+        raise UserError(f"prior.npz lacks the array {error}; draw with --sampler prior") from None
+    count = found.weights.size
+    shapes = ((count,), (count, latent_dim), (count, latent_dim, latent_dim), (count,))
+    fits = count and all(array.shape == shape for array, shape in zip(found, shapes, strict=True))
+    if not fits or not all(np.isfinite(array).all() for array in found) or found.weights.min() < 0:
+        raise UserError("prior.npz does not hold a mixture for this decoder; draw with --sampler prior")
+    return found
+
+
+def most_active(arrays: dict[str, np.ndarray] | None, latent_dim: int) -> tuple[int, int]:
+    """The two dimensions whose posterior means vary most, from a run's `prior.npz`; UserError where that is missing."""
+    if arrays is None or "activity" not in arrays or arrays["activity"].shape != (latent_dim,) or latent_dim < 2:
+        raise UserError("--manifold: this run has no prior.npz that says which dimensions are active; train it again")
+    first, second = np.argsort(-arrays["activity"])[:2]
+    return int(first), int(second)
+
+
+def draw_prior(rng: np.random.Generator, count: int, latent_dim: int, scale: float) -> np.ndarray:
+    """Draw from N(0, scale^2 I): (count, D) float32."""
+    return np.float32(scale) * rng.standard_normal((count, latent_dim), np.float32)
+
+
+def draw_mixture(rng: np.random.Generator, count: int, mixture: Mixture, scale: float, digit: int | None) -> np.ndarray:
+    """Draw from the mixture, or from its components of one class, deviations multiplied by scale: (count, D) float32.
+
+    Raises UserError where `digit` is none of the classes.
+    """
+    allowed = np.ones(len(mixture.weights), bool) if digit is None else mixture.classes == digit
+    if not allowed.any():
+        known = np.unique(mixture.classes)
+        why = "was trained without labels" if known.tolist() == [-1] else f"knows only {', '.join(map(str, known))}"
+        raise UserError(f"--digit {digit}: this run {why}; draw without --digit")
+    weights = np.where(allowed, mixture.weights, 0).astype(np.float64)
+    component = rng.choice(len(weights), size=count, p=weights / weights.sum())
+    epsilon = np.float32(scale) * rng.standard_normal((count, mixture.means.shape[1]), np.float32)
+    return mixture.means[component] + np.einsum("nij,nj->ni", mixture.factors[component], epsilon)
+
+
+def walk(starts: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
+    """Walk from each start (n, D) to its end (n, D) along the sphere: (n, steps, D) float32.
+
+    Spherical interpolation (Shoemake, 1985; for latent spaces White, 2016): the way stays as far from the origin as its
+    ends, where a straight line would pass through a middle in which a Gaussian of many dimensions has no mass.
+    """
+    lengths = np.linalg.norm(starts, axis=1), np.linalg.norm(ends, axis=1)
+    cosine = np.sum(starts * ends, axis=1) / np.maximum(lengths[0] * lengths[1], 1e-12)
+    angle = np.arccos(np.clip(cosine, -1, 1))[:, None]  # (n, 1)
+    t = np.linspace(0, 1, steps)[None, :]  # (1, steps)
+    straight = angle < 1e-4  # nearly the same direction: the formula would divide by zero
+    sine = np.where(straight, 1, np.sin(angle))
+    of_start = np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine)[:, :, None]
+    of_end = np.where(straight, t, np.sin(t * angle) / sine)[:, :, None]
+    return (of_start * starts[:, None] + of_end * ends[:, None]).astype(np.float32)
+
+
+def plane(side: int, latent_dim: int, axes: tuple[int, int]) -> np.ndarray:
+    """Latent vectors of a square of side x side over two axes, at the prior's quantiles: (side * side, D) float32.
+
+    Rows run down the second axis, columns along the first; the other dimensions are 0 (Kingma & Welling, figure 4).
+    """
+    from statistics import NormalDist
+
+    quantiles = [NormalDist().inv_cdf((index + 0.5) / side) for index in range(side)]
+    z = np.zeros((side, side, latent_dim), np.float32)
+    z[:, :, axes[0]] = np.asarray(quantiles)[None, :]
+    z[:, :, axes[1]] = -np.asarray(quantiles)[:, None]
+    return z.reshape(-1, latent_dim)
