@@ -20,11 +20,12 @@ def standard(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model
     encoder = _encoder(image, features, latent_dim)
 
     z = keras.Input((latent_dim,), name="z")
-    h = layers.Dense(7 * 7 * 64, activation="gelu", name="dense")(z)  # (batch, 3136)
+    h = layers.Dense(256, activation="leaky_relu", name="dense1")(z)
+    h = layers.Dense(7 * 7 * 64, activation="leaky_relu", name="dense2")(h)
     h = layers.Reshape((7, 7, 64), name="reshape")(h)
-    h = layers.Conv2DTranspose(32, 4, strides=2, padding="same", activation="gelu", name="tconv1")(h)
-    # (batch, 14, 14, 32)
-    h = layers.Conv2DTranspose(1, 4, strides=2, padding="same", name="tconv2")(h)  # (batch, 28, 28, 1)
+    h = _tconv(64, 3, strides=1, name="tconv1")(h)  # (batch, 7, 7, 64)
+    h = _tconv(32, 4, strides=2, name="tconv2")(h)  # (batch, 14, 14, 32)
+    h = _tconv(1, 4, strides=2, name="tconv3", activation=None)(h)  # (batch, 28, 28, 1)
     return encoder, _decoder(z, h)
 
 
@@ -38,6 +39,10 @@ def build(network: str, hidden_dim: int, latent_dim: int) -> tuple[keras.Model, 
     vectors (n, latent_dim) to pixel probabilities (n, 28, 28). Everything that they return is float32.
     """
     return BUILDERS[network](hidden_dim, latent_dim)
+
+
+def _tconv(filters: int, size: int, strides: int, name: str, activation: str | None = "leaky_relu") -> layers.Layer:
+    return layers.Conv2DTranspose(filters, size, strides, padding="same", activation=activation, name=name)
 
 
 def _encoder(image, features, latent_dim: int) -> keras.Model:

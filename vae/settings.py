@@ -26,8 +26,8 @@ NETWORKS = {
     "standard": Network(
         summary="an LSTM over the rows, transposed convolutions up from 7 x 7",
         epochs=50,
-        batch_size=100,
-        learning_rate=1e-3,
+        batch_size=200,
+        learning_rate=8e-3,
         hidden_dim=64,
         latent_dim=32,
     ),

@@ -1,0 +1,103 @@
+"""Temporary folders for all that the scripts read and write, and one small run that many tests look at."""
+
+import contextlib
+import hashlib
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ("--dataset", "digits", "--epochs", "2", "--hidden-dim", "8", "--latent-dim", "3", "--batch-size", "64")
+SMALL_RUN = (*SMALL, "--learning-rate", "0.01", "--seed", "3")
+
+# Set before Keras and Matplotlib are imported: both look into the home folder then.
+HOME = tempfile.mkdtemp(prefix="vae-tests-")
+os.environ |= {name: HOME for name in ("HOME", "KERAS_HOME", "MPLCONFIGDIR")} | {"VAE_CHECKPOINTS": f"{HOME}/none"}
+if "MNIST_DIR" in os.environ:
+    os.environ["MNIST_DIR"] = os.path.abspath(os.environ["MNIST_DIR"])
+
+
+def pytest_unconfigure():
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch) -> Path:
+    """The folder of all runs: an empty one for each test, as is the cache of data sets."""
+    monkeypatch.setenv("VAE_CHECKPOINTS", str(tmp_path / "runs"))
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "runs"
+
+
+class Run(NamedTuple):
+    """A run that has ended: its folder, and all that it printed."""
+
+    folder: Path
+    log: str
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Run:
+    """A small model of the digits, trained by a process of its own that writes to a log file. Not to be changed."""
+    folder = tmp_path_factory.mktemp("small")
+    environment = os.environ | {"VAE_CHECKPOINTS": str(folder / "runs")}
+    with open(folder / "log.txt", "w") as log:
+        command = [sys.executable, ROOT / "main.py", *SMALL_RUN]
+        status = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=300).returncode
+    log = (folder / "log.txt").read_bytes().decode()
+    assert status == 0, log
+    return Run(folder / "runs" / "standard-digits-001", log)
+
+
+@pytest.fixture
+def run_copy(small_run, root) -> Path:
+    """A copy of the small run, where the scripts find it."""
+    return Path(shutil.copytree(small_run.folder, root / small_run.folder.name))
+
+
+@pytest.fixture
+def plain_keras():
+    """Keras, with the settings that a script changed put back after the test."""
+    import keras
+
+    yield keras
+    keras.config.set_dtype_policy("float32")
+    keras.utils.clear_session()
+
+
+def start(script: str, *arguments, **options) -> subprocess.Popen:
+    """Start a script in a process of its own."""
+    return subprocess.Popen([sys.executable, ROOT / script, *map(str, arguments)], text=True, **options)
+
+
+def finish(script: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """Run a script in a process of its own, and return what it printed and its exit status."""
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def snapshot(folder: Path) -> dict[str, tuple]:
+    """All that lies in a folder, each file with its content and the time of its last change."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@contextlib.contextmanager
+def full_disk(size: int):
+    """Let no file grow beyond so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

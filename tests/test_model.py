@@ -1,0 +1,261 @@
+"""The networks' shapes and types, the two losses, and the VAE that adds them up."""
+
+import math
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import model
+from vae.settings import NETWORKS
+from vae.training import Batches
+
+HIDDEN, LATENT = 6, 5
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+@pytest.fixture
+def images(rng):
+    """25 grey images, the last 5 of which are far brighter: a mean of batches' means would differ."""
+    grey = rng.random((25, 28, 28), np.float32)
+    return np.concatenate([0.2 * grey[:20], 0.8 + 0.2 * grey[20:]])
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request) -> tuple[keras.Model, keras.Model]:
+    """The encoder and the decoder of each network in turn."""
+    keras.utils.set_random_seed(1)
+    return model.build(request.param, HIDDEN, LATENT)
+
+
+def cross_entropy(images: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Of each image (n,), by the textbook's formula."""
+    p = probabilities.astype(np.float64)
+    return -np.sum(images * np.log(p) + (1 - images) * np.log(1 - p), axis=(1, 2))
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def pin(layer: layers.Dense, value: float) -> None:
+    """Make a dense layer return `value`, whatever comes in."""
+    kernel, bias = layer.get_weights()
+    layer.set_weights([np.zeros_like(kernel), np.full_like(bias, value)])
+
+
+# The losses
+
+
+def test_reconstruction_loss_is_the_cross_entropy_of_an_image(rng):
+    images = rng.random((7, 28, 28), np.float32)
+    logits = 3 * rng.standard_normal((7, 28, 28), np.float32)
+    found = ops.convert_to_numpy(model.reconstruction_loss(images, logits))
+    assert found.shape == (7,)
+    np.testing.assert_allclose(found, cross_entropy(images, sigmoid(logits)), rtol=1e-5)
+
+
+def test_reconstruction_loss_where_the_decoder_knows_nothing(rng):
+    found = model.reconstruction_loss(rng.random((2, 28, 28), np.float32), np.zeros((2, 28, 28), np.float32))
+    np.testing.assert_allclose(found, 784 * math.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("pixel, logit, loss", [(1, -100, 100), (0, 100, 100), (1, 100, 0), (0, -100, 0)])
+def test_reconstruction_loss_of_a_decoder_that_is_sure(pixel, logit, loss):
+    images = np.full((1, 28, 28), pixel, np.float32)
+    found = model.reconstruction_loss(images, np.full((1, 28, 28), logit, np.float32))
+    np.testing.assert_allclose(found, 784 * loss, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "mean, log_var, per_dimension",
+    [(0, 0, 0), (1, 0, 0.5), (-3, 0, 4.5), (0, math.log(4), (4 - math.log(4) - 1) / 2), (0, -2, 0.5 + math.exp(-2) / 2)],
+)
+def test_kl_loss_by_hand(mean, log_var, per_dimension):
+    found = model.kl_loss(np.full((2, 3), mean, np.float32), np.full((2, 3), log_var, np.float32))
+    np.testing.assert_allclose(found, [3 * per_dimension] * 2, rtol=1e-6, atol=1e-7)
+
+
+def test_kl_loss_is_the_expected_log_ratio(rng):
+    mean, log_var = np.array([[0.5, -1.0, 2.0]]), np.array([[-1.0, 0.3, 0.0]])
+    epsilon = rng.standard_normal((200_000, 3))
+    z = mean + np.exp(log_var / 2) * epsilon
+    log_ratio = np.sum((z**2 - epsilon**2 - log_var) / 2, axis=1)  # log q(z|x) - log p(z)
+    error = log_ratio.std() / math.sqrt(len(log_ratio))
+    assert float(model.kl_loss(mean, log_var)[0]) == pytest.approx(log_ratio.mean(), abs=5 * error)
+
+
+# The networks
+
+
+def test_a_network_maps_images_to_latents_to_images(network, images):
+    encoder, decoder = network
+    mean, log_var = encoder(images)
+    assert mean.shape == log_var.shape == (25, LATENT)
+    pixels = decoder(mean)
+    assert pixels.shape == (25, 28, 28)
+    assert 0 <= ops.min(pixels) < ops.max(pixels) <= 1
+
+
+def test_pixels_are_the_sigmoid_of_the_logits(network, rng):
+    _, decoder = network
+    z = 3 * rng.standard_normal((9, LATENT), np.float32)
+    logits = ops.convert_to_numpy(model.logits_of(decoder)(z))
+    np.testing.assert_allclose(decoder(z), sigmoid(logits), rtol=1e-5)
+    assert logits.min() < 0 < logits.max()
+
+
+@pytest.mark.parametrize("value", [-50, 50])
+@pytest.mark.parametrize("name", ["mean", "log_var"])
+def test_the_posterior_is_not_bounded(network, images, name, value):
+    encoder, _ = network
+    encoder.get_layer(name).bias.assign(np.full(LATENT, value, np.float32))
+    found = encoder(images)[("mean", "log_var").index(name)]
+    assert np.abs(found - value).max() < 20
+
+
+def test_the_mean_takes_both_signs(network, images):
+    mean, log_var = map(ops.convert_to_numpy, network[0](images))
+    assert all(values.min() < 0 < values.max() for values in (mean, log_var))
+
+
+def test_hidden_and_latent_dimensions_are_the_callers():
+    for name in NETWORKS:
+        sizes = [[half.count_params() for half in model.build(name, *dims)] for dims in ((6, 5), (7, 5), (6, 4))]
+        assert sizes[0][0] < sizes[1][0] and sizes[0][1] > sizes[2][1]
+
+
+def test_a_network_has_none_but_layers_of_keras(network):
+    for half in network:
+        assert all(type(layer).__module__.startswith("keras.") for layer in half.layers)
+        assert not any(isinstance(layer, layers.Lambda) for layer in half.layers)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_results_are_float32_under_mixed_precision(name, images, plain_keras):
+    plain_keras.config.set_dtype_policy("mixed_bfloat16")
+    encoder, decoder = model.build(name, HIDDEN, LATENT)
+    vae = model.VAE(encoder, decoder)
+    logits, mean, log_var = vae(images)
+    losses = model.reconstruction_loss(images, logits), model.kl_loss(mean, log_var)
+    for tensor in (logits, mean, log_var, decoder(mean), *losses):
+        assert keras.backend.standardize_dtype(tensor.dtype) == "float32"
+    for half in (encoder, decoder):
+        assert any(layer.compute_dtype == "bfloat16" for layer in half.layers if layer.weights)
+        assert all(variable.dtype == "float32" for variable in half.trainable_variables)
+
+
+def test_stages_are_told_from_input_to_output(network):
+    encoder, decoder = network
+    for lines, half in ((model.encoder_stages(encoder), encoder), (model.decoder_stages(decoder), decoder)):
+        assert all(re.fullmatch(r"\w+: +\(None(, \d+)+\)", line) for line in lines)
+        assert len({line.index("(") for line in lines}) == 1
+        stages = dict(re.split(r": +", line) for line in lines)
+        own = {layer.name: str(tuple(layer.output.shape)) for layer in half.layers}
+        assert {name: shape for name, shape in own.items() if name not in ("mean", "log_var")}.items() <= stages.items()
+    latent = f"(None, {LATENT})"
+    first, *_, mu, sigma, epsilon, z = (re.split(r": +", line) for line in model.encoder_stages(encoder))
+    assert first == ["image", "(None, 28, 28)"]
+    assert [mu, sigma, epsilon, z] == [[name, latent] for name in ("mu", "sigma", "epsilon", "z")]
+    z, *_, logits, pixels = (re.split(r": +", line) for line in model.decoder_stages(decoder))
+    assert [z, logits, pixels] == [["z", latent], ["logits", "(None, 28, 28)"], ["pixels", "(None, 28, 28)"]]
+
+
+def test_standard_reads_rows_with_an_lstm_and_draws_from_7_x_7_with_transposed_convolutions():
+    encoder, decoder = model.build("standard", HIDDEN, LATENT)
+    assert any(re.fullmatch(rf"lstm: +\(None, 28, {HIDDEN}\)", line) for line in model.encoder_stages(encoder))
+    assert any("(None, 7, 7, " in line for line in model.decoder_stages(decoder))
+    assert sum(isinstance(layer, layers.Conv2DTranspose) for layer in decoder.layers) >= 2
+
+
+# The VAE
+
+
+def test_the_figures_are_means_over_all_images(network, images):
+    encoder, decoder = network
+    pin(encoder.get_layer("log_var"), -60)  # z is the mean then, to the last digit
+    vae = model.VAE(encoder, decoder)
+    vae.compile(jit_compile=False)
+    found = vae.evaluate(Batches(images, 10, seed=0), verbose=0, return_dict=True)
+
+    mean = ops.convert_to_numpy(encoder(images)[0])
+    reconstruction = cross_entropy(images, ops.convert_to_numpy(decoder(mean))).mean()
+    kl = (np.sum(mean**2 / 2, axis=1) + LATENT * (math.exp(-60) + 60 - 1) / 2).mean()
+    expected = {"general_loss": reconstruction + kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_z_is_drawn_from_the_posterior():
+    image = keras.Input((28, 28))
+    mean, log_var = (layers.Dense(784, name=name)(layers.Flatten()(image)) for name in ("mean", "log_var"))
+    z = keras.Input((784,))
+    logits = layers.Reshape((28, 28), name="logits")(z)  # the logits are z itself
+    encoder, decoder = keras.Model(image, [mean, log_var]), keras.Model(z, layers.Activation("sigmoid")(logits))
+    pin(encoder.get_layer("mean"), 1.5)
+    pin(encoder.get_layer("log_var"), math.log(4))
+    z = ops.convert_to_numpy(model.VAE(encoder, decoder)(np.zeros((200, 28, 28), np.float32))[0]).ravel()
+    assert z.mean() == pytest.approx(1.5, abs=0.03)
+    assert z.std() == pytest.approx(2, abs=0.03)
+    assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 0.02
+    assert np.mean(np.abs(z - 1.5) < 2) == pytest.approx(0.6827, abs=0.01)  # within one standard deviation: a normal
+
+
+def test_beta_weighs_the_kl_in_the_gradient_and_not_in_the_figures(network, images):
+    outcome = {}
+    for beta in (0.0, 1.0, 4.0):
+        vae = model.VAE(*network, beta=beta)
+        vae.reseed(0)
+        loss = vae.compute_loss(x=images, y_pred=vae(images))
+        outcome[beta] = float(loss), {tracker.name: float(tracker.result()) for tracker in vae.metrics}
+    figures = outcome[1.0][1]
+    assert outcome[0.0][1] == outcome[4.0][1] == figures
+    assert figures["kl_loss"] > 0.01
+    for beta, (loss, _) in outcome.items():
+        assert loss == pytest.approx(figures["reconstruction_loss"] + beta * figures["kl_loss"], rel=1e-5)
+    assert figures["general_loss"] == pytest.approx(outcome[1.0][0], rel=1e-6)
+
+
+def test_log_likelihood_is_the_negative_reconstruction_loss(network, images, rng):
+    _, decoder = network
+    z = rng.standard_normal((25, LATENT), np.float32)
+    found = ops.convert_to_numpy(model.log_likelihood_of(decoder)([images, z]))
+    np.testing.assert_allclose(found, -cross_entropy(images, ops.convert_to_numpy(decoder(z))), rtol=1e-5)
+
+
+def training_pass(vae: model.VAE, images: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.ravel(part) for part in vae(images, training=True)])
+
+
+def test_noise_is_a_function_of_the_keys(network, images):
+    vae = model.VAE(*network)
+
+    def noise(*keys):
+        vae.reseed(*keys)
+        return training_pass(vae, images)
+
+    first = noise(1, 2)
+    assert not np.array_equal(first, training_pass(vae, images))  # the next step has other noise
+    np.testing.assert_array_equal(first, noise(1, 2))
+    assert not any(np.array_equal(first, noise(*keys)) for keys in ((1, 3), (2, 2), (2, 1), (1,)))
+
+
+def test_noise_of_dropout_is_a_function_of_the_keys_too(network, images):
+    image, z = keras.Input((28, 28)), keras.Input((784,))
+    features = layers.Dropout(0.5)(layers.Flatten()(image))
+    mean, log_var = (layers.Dense(784, name=name)(features) for name in ("mean", "log_var"))
+    logits = layers.Reshape((28, 28), name="logits")(layers.Dropout(0.5)(z))
+    encoder, decoder = keras.Model(image, [mean, log_var]), keras.Model(z, layers.Activation("sigmoid")(logits))
+    vae = model.VAE(encoder, decoder)
+    passes = []
+    for keys in ((5, 0), (5, 0), (5, 1)):
+        vae.reseed(*keys)
+        passes.append(training_pass(vae, images))
+    np.testing.assert_array_equal(passes[0], passes[1])
+    dropped = [values[: 25 * 784] == 0 for values in passes]
+    assert 0.4 < dropped[0].mean() < 0.6 and not np.array_equal(dropped[0], dropped[2])
