@@ -20,12 +20,16 @@ def standard(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model
     encoder = _encoder(image, features, latent_dim)
 
     z = keras.Input((latent_dim,), name="z")
-    h = layers.Dense(256, activation="leaky_relu", name="dense1")(z)
-    h = layers.Dense(7 * 7 * 64, activation="leaky_relu", name="dense2")(h)
+    h = layers.Dense(256, activation="silu", name="dense1")(z)
+    h = layers.Dense(7 * 7 * 64, activation="silu", name="dense2")(h)
     h = layers.Reshape((7, 7, 64), name="reshape")(h)
     h = _tconv(64, 3, strides=1, name="tconv1")(h)  # (batch, 7, 7, 64)
     h = _tconv(32, 4, strides=2, name="tconv2")(h)  # (batch, 14, 14, 32)
-    h = _tconv(1, 4, strides=2, name="tconv3", activation=None)(h)  # (batch, 28, 28, 1)
+    # The last stage gives the 2 x 2 pixels of each place as 4 channels and lays them out (Shi et al., 2016): what a
+    # transposed convolution of stride 2 to a single channel does, in a shape that processors are quick at.
+    h = _tconv(4, 3, strides=1, name="tconv3", activation=None)(h)  # (batch, 14, 14, 4)
+    h = layers.Reshape((14, 14, 2, 2), name="pixels_2x2")(h)
+    h = layers.Permute((1, 3, 2, 4), name="interleave")(h)  # (batch, 14, 2, 14, 2)
     return encoder, _decoder(z, h)
 
 
@@ -41,7 +45,7 @@ def build(network: str, hidden_dim: int, latent_dim: int) -> tuple[keras.Model, 
     return BUILDERS[network](hidden_dim, latent_dim)
 
 
-def _tconv(filters: int, size: int, strides: int, name: str, activation: str | None = "leaky_relu") -> layers.Layer:
+def _tconv(filters: int, size: int, strides: int, name: str, activation: str | None = "silu") -> layers.Layer:
     return layers.Conv2DTranspose(filters, size, strides, padding="same", activation=activation, name=name)
 
 
