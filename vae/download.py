@@ -109,9 +109,7 @@ def _own(path: Path) -> Found:
             raise UserError(f"--data {path}: is neither a folder with the four IDX files nor an .npz file; give one")
         raise UserError(f"--data {path}: there is no such file or folder; check the path")
     except OSError as error:
-        raise UserError(
-            f"--data {path}: cannot be opened ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise UserError(f"--data {path}: cannot be opened ({error.strerror}); check its permissions") from error
 
 
 def _safe_name(name: str) -> str:

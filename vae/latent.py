@@ -42,6 +42,8 @@ def fit(codes: np.ndarray, labels: np.ndarray | None, seed: int) -> Mixture:
 def _fit_class(codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.mixture import GaussianMixture
 
+    if len(codes) == 1:  # nothing can be fitted to a single code; the prior's spread stands in
+        return np.ones(1), codes, np.eye(codes.shape[1])[None]
     order = np.random.default_rng(seed).permutation(len(codes))
     held_out, kept = np.split(codes[order], [round(HELD_OUT * len(codes))])
     best, best_score = None, -np.inf

@@ -50,14 +50,15 @@ def loss_curves(rows: list[dict], title: str) -> Figure:
             curve = [row[prefix + name] for row in rows]
             axes.plot(epochs, curve, style, marker="o" if len(rows) == 1 else None, label=f"{who} ({curve[-1]:.2f})")
         axes.set(title=label, xlabel="epoch", ylabel="nats per image")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
 
 
 def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, columns: int = 10) -> Figure:
-    """Draw originals (n, 28, 28), a row of them above the row of their reconstructions (n, 28, 28)."""
+    """Draw originals (n, 28, 28), a row of them above the row of their reconstructions (n, 28, 28); full rows only."""
+    columns = min(columns, len(originals))
     pairs = [
         np.stack([originals[start : start + columns], decoded[start : start + columns]])
         for start in range(0, len(originals) - columns + 1, columns)
@@ -79,16 +80,7 @@ def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, colu
 
 def latent_means(mean: np.ndarray, labels: np.ndarray | None, title: str) -> Figure:
     """Draw posterior means (n, D) in two dimensions, each as its digit: the plane itself for D = 2, else their PCA."""
-    if mean.shape[1] == 2:
-        plane, axis_labels = mean, ("latent dimension 1", "latent dimension 2")
-    else:
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2).fit(mean)
-        plane = pca.transform(mean)
-        axis_labels = [
-            f"component {n + 1} ({share:.0%} of the variance)" for n, share in enumerate(pca.explained_variance_ratio_)
-        ]
+    plane, axis_labels = _plane(mean)
     figure = Figure(figsize=(8, 8), layout="constrained")
     axes = figure.subplots()
     labels = np.zeros(len(plane), int) if labels is None else labels
@@ -105,6 +97,18 @@ def latent_means(mean: np.ndarray, labels: np.ndarray | None, title: str) -> Fig
     axes.set(title=title, xlabel=axis_labels[0], ylabel=axis_labels[1])
     axes.set_aspect("equal")
     return figure
+
+
+def _plane(mean: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Bring vectors (n, D) into a plane, (n, 2), and name its axes; where there is no second axis, it is 0."""
+    if mean.shape[1] == 2:
+        return mean, ["latent dimension 1", "latent dimension 2"]
+    centred = mean - mean.mean(axis=0)
+    _, spread, components = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ components[:2].T
+    share = np.append(spread**2 / max(np.sum(spread**2), 1e-30), 0)
+    names = [f"component {number + 1} ({share[number]:.0%} of the variance)" for number in range(2)]
+    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1]))), names
 
 
 def kl_per_dimension(kl: np.ndarray, title: str) -> Figure:
