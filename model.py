@@ -17,6 +17,7 @@ def standard(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model
     image = keras.Input((28, 28), name="image")
     rows = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(image)  # (batch, 28, hidden_dim)
     features = layers.Flatten(name="flatten")(rows)  # (batch, 28 * hidden_dim)
+    features = layers.Dropout(0.1, name="dropout")(features)  # or the encoder learns the training images by heart
     encoder = _encoder(image, features, latent_dim)
 
     z = keras.Input((latent_dim,), name="z")

@@ -24,6 +24,11 @@ if "MNIST_DIR" in os.environ:
     os.environ["MNIST_DIR"] = os.path.abspath(os.environ["MNIST_DIR"])
 
 
+def pytest_configure(config):
+    # Keras turns a variable into an array as NumPy 1 had it.
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
+
 def pytest_unconfigure():
     shutil.rmtree(HOME, ignore_errors=True)
 

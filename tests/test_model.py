@@ -75,7 +75,13 @@ def test_reconstruction_loss_of_a_decoder_that_is_sure(pixel, logit, loss):
 
 @pytest.mark.parametrize(
     "mean, log_var, per_dimension",
-    [(0, 0, 0), (1, 0, 0.5), (-3, 0, 4.5), (0, math.log(4), (4 - math.log(4) - 1) / 2), (0, -2, 0.5 + math.exp(-2) / 2)],
+    [
+        (0, 0, 0),
+        (1, 0, 0.5),
+        (-3, 0, 4.5),
+        (0, math.log(4), (4 - math.log(4) - 1) / 2),
+        (0, -2, 0.5 + math.exp(-2) / 2),
+    ],
 )
 def test_kl_loss_by_hand(mean, log_var, per_dimension):
     found = model.kl_loss(np.full((2, 3), mean, np.float32), np.full((2, 3), log_var, np.float32))
