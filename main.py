@@ -10,7 +10,7 @@ from vae import checkpoint, console, data, download
 from vae.settings import NETWORKS, SETTINGS, UserError
 
 SAMPLE = 40  # test images in reconstructions.png
-WARMUP = 0.02  # part of the training steps in which the learning rate rises
+WARMUP = 0.01  # part of the training steps in which the learning rate rises
 IMAGES_PER_EXECUTION = 2000  # images between two looks at the keyboard: under a second on a laptop
 
 
