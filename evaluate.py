@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         print(json.dumps(figures | {"images": count, "checkpoint": str(folder)}))
     else:
-        print(report(figures, count))
+        print(report(figures))
 
 
 def load_data(options, config: dict) -> data.Dataset:
@@ -135,19 +135,23 @@ def measure(encoder, decoder, images: np.ndarray, options, binarize: bool) -> tu
     )
 
 
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean of independent values (n,)."""
-    return float(np.std(values, ddof=1, dtype=np.float64) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def standard_error(values: np.ndarray) -> float | None:
+    """Standard error of the mean of independent values (n,); None where there is only one."""
+    return float(np.std(values, ddof=1, dtype=np.float64) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
-def report(figures: dict, count: int) -> str:
+def report(figures: dict) -> str:
     """The figures as a person reads them."""
     unit = "nats per image"
+
+    def with_error(name: str, error: str) -> str:
+        return f"{figures[name]:.2f}" + (f" ± {figures[error]:.2f}" if figures[error] is not None else "")
+
     lines = {
-        "General loss (negative ELBO)": f"{figures['general_loss']:.2f} ± {figures['standard_error']:.2f} {unit}",
+        "General loss (negative ELBO)": f"{with_error('general_loss', 'standard_error')} {unit}",
         "Reconstruction loss": f"{figures['reconstruction_loss']:.2f} {unit}",
         "KL-divergence loss": f"{figures['kl_loss']:.2f} {unit}",
-        "Negative log-likelihood": f"{figures['nll']:.2f} ± {figures['nll_standard_error']:.2f} {unit} "
+        "Negative log-likelihood": f"{with_error('nll', 'nll_standard_error')} {unit} "
         f"({figures['importance_samples']} importance samples, {figures['nll_images']:,} images)",
         "Irreducible part": f"{figures['irreducible_loss']:.2f} {unit} (each image's cross-entropy with itself)",
         "Active units": f"{figures['active_units']} of {figures['latent_dim']} latent dimensions",

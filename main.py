@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line -> data -> model -> training -> files -> figures."""
     settings = parse(arguments)
     check(settings)
+    if settings["data"]:
+        settings["data"] = os.path.abspath(settings["data"])  # the run is restored from other folders, too
     dataset = data.load(*download.find(settings["dataset"], settings["data"]))
     if settings["batch_size"] > len(dataset.train_images):
         raise UserError(
@@ -122,7 +124,7 @@ def show(settings: dict, dataset: data.Dataset, vae) -> None:
 
     lines = {
         "network": settings["network"],
-        "dataset": f"{dataset.name} ({dataset.source})",
+        "dataset": f"{dataset.name} ({dataset.source}{'; mnist was not to be had' if dataset.warning else ''})",
         "train_images": len(dataset.train_images),
         "test_images": len(dataset.test_images),
         "batch_size": settings["batch_size"],

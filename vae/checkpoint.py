@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
 from operator import getitem
@@ -30,15 +30,8 @@ CONFIG = {  # what is read of config.json, and its type
     ("dataset", "name"): str,
     ("dataset", "sha256"): str,
 }
-FILES = (
-    "config.json",
-    "decoder.keras",
-    "encoder.keras",
-    "history.csv",
-    "loss_curves.png",
-    "prior.npz",
-    "reconstructions.png",
-)
+EPOCH_FILES = ("config.json", "history.csv", "decoder.keras", "encoder.keras")
+FILES = (*EPOCH_FILES, "loss_curves.png", "prior.npz", "reconstructions.png")
 
 
 def root() -> Path:
@@ -129,6 +122,27 @@ def write_models(folder: Path, encoder, decoder) -> None:
     for name, model in (("encoder", encoder), ("decoder", decoder)):
         with replacing(folder / f"{name}.keras") as path:
             model.save(path)
+
+
+def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict) -> None:
+    """Write what an epoch leaves: both models, `history.csv`, a row an epoch, and `config.json`.
+
+    All of it is written before any of it takes its place, so that after an error, say on a full disk, the folder is as
+    it was. With the first epoch goes what an earlier run of that name left.
+    """
+    with ExitStack() as stack:  # which leaves in the opposite order: the config is the last to change
+        places = [stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES]
+        config_path, history, decoder_path, encoder_path = places
+        encoder.save(encoder_path)
+        decoder.save(decoder_path)
+        with open(history, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        config_path.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
+        if len(rows) == 1:
+            for name in set(FILES) - set(EPOCH_FILES):
+                (folder / name).unlink(missing_ok=True)
 
 
 def write_prior(folder: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -1,6 +1,7 @@
 """What `fit` is given: the batches of an epoch, and the callback that logs, watches and keeps it."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 
@@ -94,6 +95,7 @@ class EpochLog(keras.callbacks.Callback):
         self.rows.append(row)
         self._keep(self.rows)
         tqdm.write(self._line(row))
+        sys.stdout.flush()
 
     def on_train_end(self, logs=None):
         self._bar.close()
