@@ -85,7 +85,8 @@ def classifier(dataset: data.Dataset, seed: int):
     model = keras.Model(image, output)
     steps = 6 * len(dataset.train_images) // 128
     rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
-    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", ["accuracy"], jit_compile=False)
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=False)
     model.fit(data.pixels(dataset.train_images), dataset.train_labels, batch_size=128, epochs=6, verbose=0)
     accuracy = model.evaluate(data.pixels(dataset.test_images), dataset.test_labels, verbose=0)[1]
     print(f"The classifier gets {accuracy:.2%} of the {len(dataset.test_images):,} test images right.")

@@ -50,6 +50,10 @@ def loss_curves(rows: list[dict], title: str) -> Figure:
             curve = [row[prefix + name] for row in rows]
             axes.plot(epochs, curve, style, marker="o" if len(rows) == 1 else None, label=f"{who} ({curve[-1]:.2f})")
         axes.set(title=label, xlabel="epoch", ylabel="nats per image")
+        if len(rows) > 5:  # the first epoch would press all that follows into a line along the bottom
+            later = [row[prefix + name] for row in rows[1:] for prefix in ("", "test_")]
+            margin = 0.05 * (max(later) - min(later)) or 1.0
+            axes.set_ylim(min(later) - margin, max(later) + margin)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
