@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None):
     )
     add("--figures", metavar="DIR", help="draw the latent space into this folder as well (default: none)")
     add("--seed", type=console.seed, default=0, help="seed of the posterior samples, a whole number (default: 0)")
-    add("--json", action="store_true", help="print one JSON object on standard output, all else on standard error")
+    add("--json", action="store_true", help="print one JSON object, all else on standard error (default: a report)")
     return parser.parse_args(arguments)
 
 
@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     console.import_keras()
     encoder = checkpoint.load_model(folder, "encoder", (28, 28), [(None,), (None,)])
     decoder = checkpoint.load_model(folder, "decoder", (None,), [(28, 28)])
+    if encoder.output_shape[0][1] != decoder.input_shape[1]:
+        latents = f"{encoder.output_shape[0][1]} and {decoder.input_shape[1]} latent dimensions"
+        raise UserError(f"{folder}: its encoder and decoder have {latents}; choose another run with --checkpoint")
     say = sys.stderr if options.json else sys.stdout
     print(f"-> Checkpoints are restored from {folder}", file=say)
     pixels = "binary" if binarize else "grey"

@@ -180,11 +180,8 @@ def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path
     from vae.training import Batches, EpochLog
 
     def keep(rows: list[dict]) -> None:
-        checkpoint.write_models(folder, vae.encoder, vae.decoder)
-        checkpoint.write_history(folder, rows)
-        checkpoint.write_config(folder, config | {"epochs_done": len(rows)})
+        checkpoint.write_epoch(folder, vae.encoder, vae.decoder, rows, config | {"epochs_done": len(rows)})
 
-    checkpoint.write_config(folder, config)
     seed, binarize = settings["seed"], settings["binarize"]
     batches = Batches(dataset.train_images, settings["batch_size"], seed, shuffle=True, binarize=binarize)
     log = EpochLog(batches, seed, keep)
@@ -195,6 +192,7 @@ def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path
         epochs=settings["epochs"],
         validation_data=Batches(dataset.test_images, 1000, seed, binarize=binarize),
         callbacks=[log, *boards],
+        shuffle=False,  # Keras would shuffle the batches, by Python's own generator
         verbose=0,
     )
     return log.rows

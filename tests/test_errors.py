@@ -247,8 +247,8 @@ def test_output_that_nobody_takes():
 
 
 def test_a_loss_that_is_not_finite_from_the_start_leaves_the_run_that_was_to_be_overwritten(here, run_copy):
-    line = failure("main.py", *SMALL_RUN, "--learning-rate", "1e30", "--name", run_copy.name, "--overwrite")
-    assert "finite" in line and "epoch 1" in line and "--learning-rate" in line
+    message = refusal(main, *SMALL_RUN, "--learning-rate", "1e30", "--name", run_copy.name, "--overwrite")
+    assert "finite" in message and "epoch 1" in message and "--learning-rate" in message
 
 
 def test_a_loss_that_is_not_finite_later_leaves_the_last_good_model(here, root, small_run, monkeypatch, capsys):

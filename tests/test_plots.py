@@ -99,6 +99,15 @@ def test_loss_curves_show_the_three_losses_of_training_and_test(epochs):
     assert np.ptp(np.asarray(written(figure))) == 255
 
 
+def test_the_first_epoch_does_not_press_the_others_together():
+    rows = make_rows(10)
+    rows[0] |= {name: 9999.0 for name in rows[0] if name.endswith("loss")}
+    for axes in plots.loss_curves(rows, "").axes:
+        bottom, top = axes.get_ylim()
+        later = np.concatenate([line.get_ydata()[1:] for line in axes.get_lines()])
+        assert bottom < later.min() < later.max() < top < 1000
+
+
 def test_a_single_epoch_is_seen_as_a_point():
     assert all(
         line.get_marker() == "o" for axes in plots.loss_curves(make_rows(1), "").axes for line in axes.get_lines()

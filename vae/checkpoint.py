@@ -74,7 +74,7 @@ def check_name(name: str, overwrite: bool) -> None:
 def create(name: str | None, stem: str) -> Path:
     """Make a run's folder and return it: `name`, or `stem`-NNN with the next number that nobody has.
 
-    A folder of that name that `--overwrite` released is emptied of what a run leaves in it, and of nothing else.
+    In a folder of that name that `--overwrite` released, the old run stays until `write_epoch` replaces it.
     """
     try:
         root().mkdir(parents=True, exist_ok=True)
@@ -82,8 +82,6 @@ def create(name: str | None, stem: str) -> Path:
             return _next_free(stem)
         folder = root() / name
         folder.mkdir(exist_ok=True)
-        for file in FILES:
-            (folder / file).unlink(missing_ok=True)
         return folder
     except OSError as error:
         raise UserError(
@@ -107,21 +105,6 @@ def write_config(folder: Path, config: dict) -> None:
     """Write `config.json`: every setting, the data set, the library versions, how far the run has come."""
     with replacing(folder / "config.json") as path:
         path.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
-
-
-def write_history(folder: Path, rows: list[dict]) -> None:
-    """Write `history.csv`: a row an epoch, in nats per image and seconds."""
-    with replacing(folder / "history.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_models(folder: Path, encoder, decoder) -> None:
-    """Write `encoder.keras` and `decoder.keras`."""
-    for name, model in (("encoder", encoder), ("decoder", decoder)):
-        with replacing(folder / f"{name}.keras") as path:
-            model.save(path)
 
 
 def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict) -> None:

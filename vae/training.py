@@ -48,7 +48,7 @@ class Batches(keras.utils.PyDataset):
         batch = self._images[self._order[index * self._batch_size : (index + 1) * self._batch_size]]
         batch = batch.astype(np.float32) / 255 if batch.dtype == np.uint8 else batch
         if self._binarize:
-            draw = np.random.default_rng([self._seed, self._epoch, index]).random(batch.shape, np.float32)
+            draw = np.random.default_rng([self._seed, self._epoch, 1 + index]).random(batch.shape, np.float32)
             batch = (draw < batch).astype(np.float32)
         return (batch,)
 
