@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     for flag, path in (("--output", options.output), ("--arrays", options.arrays)):
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise UserError(f"{flag} {path}: no such folder; make it first")
+        if path is not None and Path(path).is_dir():
+            raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
     folder = checkpoint.choose(options.checkpoint)
     config = checkpoint.read_config(folder)
     prior = checkpoint.read_prior(folder)
@@ -191,7 +193,7 @@ def reconstructed(
     if options.dataset or options.data:
         name, path = options.dataset, options.data
     dataset = data.load(*download.find(None if path else name, path))
-    encoder = checkpoint.load_model(folder, "encoder", (28, 28), [(None,), (None,)])
+    encoder = checkpoint.load_model(folder, "encoder", (28, 28), [decoder.input_shape[1:]] * 2)
     wanted = min(options.count or 100, len(dataset.test_images))
     chosen = np.sort(rng.choice(len(dataset.test_images), wanted, replace=False))
     columns = 2 * (options.columns or math.ceil(math.sqrt(wanted)))

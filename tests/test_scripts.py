@@ -570,6 +570,64 @@ def test_the_grid_is_as_large_as_asked_for(run_copy, here, capsys, arguments, ro
     assert os.listdir() == ["g.png"]
 
 
+@pytest.mark.parametrize(
+    "arguments, rows, columns",
+    [
+        (["--digit", "7"], 10, 10),
+        (["--digit", "0123456789"], 10, 10),
+        (["--digit", "31", "--columns", "4"], 2, 4),
+        (["--interpolate", "--count", "20", "--columns", "5"], 4, 5),
+        (["--manifold", "--count", "9"], 3, 3),
+        (["--reconstruct", "--count", "6", "--columns", "2"], 3, 4),
+    ],
+)
+def test_the_other_pictures(run_copy, here, capsys, arguments, rows, columns):
+    generator.main([*arguments, "--seed", "1", "--arrays", "a.npz"])
+    images = np.load("a.npz")["images"]
+    assert images.shape == (rows * columns, 28, 28)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open("generated_images.png")), plots.tile([images], rows * columns, columns)
+    )
+
+
+def test_a_digit_is_drawn_from_its_own_components(run_copy, here, spies, capsys):
+    generator.main(["--digit", "31", "--columns", "3", "--scale", "0"])
+    prior = checkpoint.read_prior(run_copy)
+    for z, digit in zip(spies[0].given, (3, 1), strict=True):
+        own = prior["means"][prior["classes"] == digit]
+        assert all(any(np.allclose(row, mean) for mean in own) for row in z)
+
+
+def test_reconstructions_stand_beside_originals(run_copy, here, capsys):
+    generator.main(["--reconstruct", "--count", "4", "--seed", "1", "--arrays", "a.npz"])
+    originals = np.load("a.npz")["images"][::2]
+    test_images = data.pixels(data.load(*download.find("digits", None)).test_images)
+    assert all(any(np.array_equal(image, other) for other in test_images) for image in originals)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--sampler", "prior", "--digit", "3"], "--digit: the prior knows no digits"),
+        (["--interpolate", "--digit", "3"], "--digit: it goes with plain drawing only"),
+        (["--dataset", "digits"], "only --reconstruct reads images"),
+    ],
+)
+def test_flags_that_contradict_each_other(run_copy, here, arguments, words):
+    with pytest.raises(UserError, match=words):
+        generator.main(arguments)
+    assert os.listdir() == []
+
+
+def test_a_run_without_a_mixture_is_drawn_from_the_prior_and_says_why_it_has_no_digits(run_copy, here, capsys):
+    (run_copy / "prior.npz").unlink()
+    generator.main(["--count", "1"])
+    assert "from the prior N(0, I)" in capsys.readouterr().out
+    for arguments, words in ((["--sampler", "mixture"], r"has no prior\.npz"), (["--digit", "3"], "--digit")):
+        with pytest.raises(UserError, match=words):
+            generator.main(arguments)
+
+
 def test_scale_zero_is_the_centre_of_the_prior(run_copy, here, spies, capsys):
     generator.main(["--sampler", "prior", "--scale", "0", "--count", "5"])
     assert not np.concatenate(spies[0].given).any()
