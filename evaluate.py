@@ -75,13 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def load_data(options, config: dict) -> data.Dataset:
     """Load what the command line names, else what the run was trained on; say so where the two differ."""
-    if options.dataset or options.data:
-        found = download.find(options.dataset, options.data)
-    elif config["settings"]["data"]:
-        found = download.find(None, config["settings"]["data"])
-    else:
-        found = download.find(config["dataset"]["name"], None)
-    dataset = data.load(*found)
+    dataset = data.load(*download.find_for_run(options.dataset, options.data, config))
     if dataset.sha256 != config["dataset"]["sha256"]:
         print("-> These are not the images that the model was trained on: its config.json has others.", file=sys.stderr)
     return dataset

@@ -189,10 +189,7 @@ def reconstructed(
     """Return count, columns and batches of test images, each followed by its reconstruction from a posterior sample."""
     from vae import data, download
 
-    name, path = config["dataset"]["name"], config["settings"]["data"]
-    if options.dataset or options.data:
-        name, path = options.dataset, options.data
-    dataset = data.load(*download.find(None if path else name, path))
+    dataset = data.load(*download.find_for_run(options.dataset, options.data, config))
     encoder = checkpoint.load_model(folder, "encoder", (28, 28), [decoder.input_shape[1:]] * 2)
     wanted = min(options.count or 100, len(dataset.test_images))
     chosen = np.sort(rng.choice(len(dataset.test_images), wanted, replace=False))

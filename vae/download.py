@@ -99,6 +99,14 @@ def find(dataset: str | None, data: str | None) -> Found:
         return digits._replace(warning=warning)
 
 
+def find_for_run(dataset: str | None, data: str | None, config: dict) -> Found:
+    """As `find`, but where neither is given, the images that the run with this `config.json` was trained on."""
+    if dataset or data:
+        return find(dataset, data)
+    path = config["settings"]["data"]
+    return find(None if path else config["dataset"]["name"], path)
+
+
 def _own(path: Path) -> Found:
     try:
         if path.is_dir():
