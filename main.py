@@ -11,6 +11,7 @@ from vae.settings import NETWORKS, SETTINGS, UserError
 
 SAMPLE = 40  # test images in reconstructions.png
 WARMUP = 0.01  # part of the training steps in which the learning rate rises
+SHARD = 25  # images of a batch that are worth a core of their own
 IMAGES_PER_EXECUTION = 2000  # images between two looks at the keyboard: under a second on a laptop
 
 
@@ -91,6 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def make_model(settings: dict, steps: int):
     """Import Keras, seed it, and return the compiled VAE that `settings` describe, to be trained for so many steps."""
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # for each core has a shard of the batch to itself
     keras = console.import_keras()
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy(settings["precision"])
@@ -100,9 +102,8 @@ def make_model(settings: dict, steps: int):
         tensorflow.config.experimental.enable_op_determinism()
     import model
 
-    vae = model.VAE(
-        *model.build(settings["network"], settings["hidden_dim"], settings["latent_dim"]), beta=settings["beta"]
-    )
+    encoder, decoder = model.build(settings["network"], settings["hidden_dim"], settings["latent_dim"])
+    vae = model.VAE(encoder, decoder, settings["beta"], shards(settings["batch_size"]))
     warmup = max(1, round(WARMUP * steps))
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=settings["learning_rate"], warmup_steps=warmup
@@ -114,6 +115,16 @@ def make_model(settings: dict, steps: int):
         steps_per_execution=max(1, IMAGES_PER_EXECUTION // settings["batch_size"]),
     )
     return vae
+
+
+def shards(batch_size: int) -> int:
+    """How many parts of a batch are computed side by side: one a core, where TensorFlow has nothing but cores."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, batch_size // SHARD))
 
 
 def show(settings: dict, dataset: data.Dataset, vae) -> None:

@@ -183,10 +183,11 @@ def test_standard_reads_rows_with_an_lstm_and_draws_from_7_x_7_with_transposed_c
 # The VAE
 
 
-def test_the_figures_are_means_over_all_images(network, images):
+@pytest.mark.parametrize("shards", [1, 2, 3])  # 3 do not divide a batch of 10 into equal parts
+def test_the_figures_are_means_over_all_images(network, images, shards):
     encoder, decoder = network
     pin(encoder.get_layer("log_var"), -60)  # z is the mean then, to the last digit
-    vae = model.VAE(encoder, decoder)
+    vae = model.VAE(encoder, decoder, shards=shards)
     vae.compile(jit_compile=False)
     found = vae.evaluate(Batches(images, 10, seed=0), verbose=0, return_dict=True)
 
@@ -197,7 +198,8 @@ def test_the_figures_are_means_over_all_images(network, images):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_z_is_drawn_from_the_posterior():
+@pytest.mark.parametrize("shards", [1, 2])
+def test_z_is_drawn_from_the_posterior(shards):
     image = keras.Input((28, 28))
     mean, log_var = (layers.Dense(784, name=name)(layers.Flatten()(image)) for name in ("mean", "log_var"))
     z = keras.Input((784,))
@@ -205,9 +207,10 @@ def test_z_is_drawn_from_the_posterior():
     encoder, decoder = keras.Model(image, [mean, log_var]), keras.Model(z, layers.Activation("sigmoid")(logits))
     pin(encoder.get_layer("mean"), 1.5)
     pin(encoder.get_layer("log_var"), math.log(4))
-    z = ops.convert_to_numpy(model.VAE(encoder, decoder)(np.zeros((200, 28, 28), np.float32))[0]).ravel()
+    z = ops.convert_to_numpy(model.VAE(encoder, decoder, shards=shards)(np.zeros((200, 28, 28), np.float32))[0]).ravel()
     assert z.mean() == pytest.approx(1.5, abs=0.03)
     assert z.std() == pytest.approx(2, abs=0.03)
+    assert len(np.unique(z)) > 0.9 * len(z)  # the shards have noise of their own
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 0.02
     assert np.mean(np.abs(z - 1.5) < 2) == pytest.approx(0.6827, abs=0.01)  # within one standard deviation: a normal
 
