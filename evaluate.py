@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae import checkpoint, console, data, download, likelihood
+from vae import archive, checkpoint, console, data, download, likelihood
 from vae.settings import DATASETS, UserError
 
 BATCH = 500  # images at once
@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     dataset = load_data(options, config)
     binarize = options.binarize or config["settings"]["binarize"]
     console.import_keras()
-    encoder = checkpoint.load_model(folder, "encoder", (28, 28), [(None,), (None,)])
-    decoder = checkpoint.load_model(folder, "decoder", (None,), [(28, 28)])
+    encoder = archive.load_model(folder, "encoder", (28, 28), [(None,), (None,)])
+    decoder = archive.load_model(folder, "decoder", (None,), [(28, 28)])
     if encoder.output_shape[0][1] != decoder.input_shape[1]:
         latents = f"{encoder.output_shape[0][1]} and {decoder.input_shape[1]} latent dimensions"
         raise UserError(f"{folder}: its encoder and decoder have {latents}; choose another run with --checkpoint")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae import checkpoint, console, latent
+from vae import archive, checkpoint, console, latent
 from vae.settings import DATASETS, UserError
 
 BATCH = 500  # latent vectors decoded at once: fills the cores, and its activations fit in their caches
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     prior = checkpoint.read_prior(folder)
     check(options, prior)
     console.import_keras()
-    decoder = checkpoint.load_model(folder, "decoder", (None,), [(28, 28)])
+    decoder = archive.load_model(folder, "decoder", (None,), [(28, 28)])
     import model
     from vae import plots
 
@@ -190,7 +190,7 @@ def reconstructed(
     from vae import data, download
 
     dataset = data.load(*download.find_for_run(options.dataset, options.data, config))
-    encoder = checkpoint.load_model(folder, "encoder", (28, 28), [decoder.input_shape[1:]] * 2)
+    encoder = archive.load_model(folder, "encoder", (28, 28), [decoder.input_shape[1:]] * 2)
     wanted = min(options.count or 100, len(dataset.test_images))
     chosen = np.sort(rng.choice(len(dataset.test_images), wanted, replace=False))
     columns = 2 * (options.columns or math.ceil(math.sqrt(wanted)))

@@ -1,13 +1,16 @@
 """Train a variational autoencoder on MNIST: python main.py (see python main.py --help)."""
 
+import argparse
 import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vae import checkpoint, console, data, download
-from vae.settings import NETWORKS, SETTINGS, UserError
+from vae.settings import SETTINGS, UserError, complete
 
 SAMPLE = 40  # test images in reconstructions.png
 WARMUP = 0.01  # part of the training steps in which the learning rate rises
@@ -16,32 +19,18 @@ IMAGES_PER_EXECUTION = 2000  # images between two looks at the keyboard: under a
 
 
 def parse(arguments: list[str] | None = None) -> dict:
-    """Read the command line: every setting of the run by name, the network's own defaults filled in."""
-    parser = console.Parser("Train a variational autoencoder on MNIST; the run is kept in checkpoints/.")
-    for setting in SETTINGS:
-        flag = "--" + setting.name.replace("_", "-")
-        if setting.kind is bool:
-            parser.add_argument(flag, action="store_true", help=f"{setting.help} (default: off)")
-            continue
-        parser.add_argument(
-            flag,
-            type=console.KINDS[setting.kind],
-            choices=setting.choices,
-            default=setting.default,
-            metavar=None if setting.choices else setting.name.rsplit("_")[-1].upper(),
-            help=setting.help + _default(setting),
-        )
-    settings = vars(parser.parse_args(arguments))
-    own = NETWORKS[settings["network"]]._asdict()
-    return {name: own.get(name) if value is None else value for name, value in settings.items()}
-
-
-def _default(setting) -> str:
-    if "default:" in setting.help:
-        return ""
-    if setting.default is not None:
-        return f" (default: {setting.default})"
-    return f" (default: {', '.join(f'{getattr(own, setting.name)} for {name}' for name, own in NETWORKS.items())})"
+    """Read the command line: what was said of the run's settings, by name, and `resume` where that was asked for."""
+    parser = console.SettingsParser("Train a variational autoencoder on MNIST; the run is kept in checkpoints/.")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="go on with the run in DIR, or with the newest unfinished one, from its last whole epoch; a finished run "
+        "goes on with a larger --epochs (default: a new run)",
+    )
+    return vars(parser.parse_args(arguments))
 
 
 def check(settings: dict) -> None:
@@ -50,19 +39,49 @@ def check(settings: dict) -> None:
         checkpoint.check_name(settings["name"], settings["overwrite"])
     elif settings["overwrite"]:
         raise UserError("--overwrite: which run? Say so with --name")
-    if settings["data"] and settings["dataset"]:
-        raise UserError("--dataset: it contradicts --data; give one of the two")
-    if settings["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
+
+
+def agreed(given: dict, config: dict, folder: Path) -> dict:
+    """The settings of the run that is resumed; UserError where the command line, or its own config, contradicts them.
+
+    Two things may be said anew: where its images are now, and a larger number of epochs once it is finished.
+    """
+    for setting in SETTINGS:
+        if not setting.fits(value := config["settings"].get(setting.name, setting.default), console.KINDS):
+            raise UserError(
+                f"{folder / 'config.json'}: {setting.name} cannot be {value!r:.50}; choose another run to resume"
+            )
+    own = complete(config["settings"])
+    for name, value in given.items():
+        longer = name == "epochs" and config["finished"] and value > own["epochs"]
+        if name in own and value != own[name] and not longer and name not in ("data", "dataset"):
+            run = f"the run in {shown(folder)} has {own[name]}"
+            raise UserError(f"{console.flag(name)} {value}: {run}; leave it out, or start a new run")
+    if "data" in given or "dataset" in given:
+        own |= {"data": given.get("data"), "dataset": given.get("dataset")}
+    return own | {"epochs": given.get("epochs", own["epochs"])}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line -> data -> model -> training -> files -> figures."""
-    settings = parse(arguments)
-    check(settings)
-    if settings["data"]:
-        settings["data"] = os.path.abspath(settings["data"])  # the run is restored from other folders, too
-    dataset = data.load(*download.find(settings["dataset"], settings["data"]))
+    given = parse(arguments)
+    folder, earlier = None, None  # of the run that is resumed
+    if "resume" in given:
+        folder = checkpoint.to_resume(given["resume"])
+        earlier = checkpoint.read_config(folder)
+        settings = agreed(given, earlier, folder)
+        if earlier["finished"] and settings["epochs"] <= earlier["epochs_done"]:
+            print(f"-> The run in {shown(folder)} is finished ({settings['epochs']} epochs): nothing is left to do.")
+            print("-> A larger --epochs takes it further.")
+            return
+    else:
+        settings = complete(given)
+        check(settings)
+    if settings["data"] and settings["dataset"]:
+        raise UserError("--dataset: it contradicts --data; give one of the two")
+    if settings["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
+    dataset = load(settings, earlier)
     if settings["batch_size"] > len(dataset.train_images):
         raise UserError(
             f"--batch-size {settings['batch_size']}: there are only {len(dataset.train_images)} training images"
@@ -71,14 +90,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
 
     vae = make_model(settings, steps=-(-len(dataset.train_images) // settings["batch_size"]) * settings["epochs"])
-    stem = f"{settings['network']}-{dataset.name}"
-    folder = checkpoint.create(settings["name"], stem)
-    show(settings, dataset, vae)
     config = record(settings, dataset, vae)
-    rows = train(vae, settings, dataset, config, folder)
-    keep_prior(vae, settings, dataset, folder)
-    draw(vae, settings, dataset, rows, folder)
-    checkpoint.write_config(folder, config | {"epochs_done": len(rows), "finished": checkpoint.finished_now()})
+    folder = folder or checkpoint.create(settings["name"], f"{settings['network']}-{dataset.name}")
+    with checkpoint.held(folder), resumable(folder):
+        show(settings, dataset, vae)
+        rows = stand(vae, folder, earlier, config)
+        rows = train(vae, settings, dataset, config, folder, rows)
+        keep_prior(vae, settings, dataset, folder)
+        draw(vae, settings, dataset, rows, folder)
+        checkpoint.write_config(folder, config | {"epochs_done": len(rows), "finished": checkpoint.finished_now()})
 
     print(f"-> Plot of loss curves is saved in {shown(folder / 'loss_curves.png')}")
     print(f"-> Model is saved in {shown(folder)}")
@@ -88,6 +108,50 @@ def main(arguments: list[str] | None = None) -> None:
         f"({len(dataset.test_images):,} images of {dataset.name}, one posterior sample each)"
     )
     print(f"-> Draw digits from it: python generator.py --checkpoint {shown(folder)}")
+
+
+def load(settings: dict, earlier: dict | None) -> data.Dataset:
+    """Load the images; for a run that is resumed, those that it was begun with, and no others."""
+    if settings["data"]:
+        settings["data"] = os.path.abspath(settings["data"])  # the run is restored from other folders, too
+    if earlier is None:
+        return data.load(*download.find(settings["dataset"], settings["data"]))
+    dataset = data.load(*download.find_for_run(settings["dataset"], settings["data"], earlier))
+    if dataset.sha256 != earlier["dataset"]["sha256"]:
+        raise UserError(
+            f"--resume: {dataset.source} holds other images than the run was begun with; say with --data where they are"
+        )
+    warning = earlier["dataset"].get("warning")  # that digits stood in for MNIST stays true
+    return dataset._replace(warning=warning if isinstance(warning, str) else None)
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Let whoever interrupts the run know how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"go on with: python main.py --resume {shown(folder)}")
+        raise
+
+
+def stand(vae, folder: Path, earlier: dict | None, config: dict) -> list[dict]:
+    """Bring the model to where the run stands, and return the rows of its epochs; a new run has none."""
+    from vae import training
+
+    if earlier is None:
+        if not (folder / "config.json").exists():  # or it is that of a run to be overwritten, once an epoch is whole
+            checkpoint.write_config(folder, config)
+        return []
+    for name, version in config["versions"].items():
+        if (before := earlier["versions"].get(name)) != version:
+            print(f"-> Begun with {name} {before}, now {version}: the last digits may differ.", file=sys.stderr)
+    arrays = checkpoint.read_state(folder)
+    if arrays is None and earlier["epochs_done"]:
+        raise UserError(f"{folder} has no training_state.npz, so it cannot be taken further; start a new run")
+    rows = training.restore(vae, arrays) if arrays else []
+    print(f"-> Training is resumed after epoch {len(rows)} of {config['settings']['epochs']} in {shown(folder)}.")
+    return rows
 
 
 def make_model(settings: dict, steps: int):
@@ -184,23 +248,30 @@ def record(settings: dict, dataset: data.Dataset, vae) -> dict:
     }
 
 
-def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path) -> list[dict]:
-    """Fit the model, keeping it in `folder` after every epoch; return the history, a row an epoch."""
+def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path, rows: list[dict]) -> list[dict]:
+    """Fit the model from the epoch after `rows` on, keeping it in `folder` after every epoch; return all the rows."""
     import keras
 
-    from vae.training import Batches, EpochLog
+    from vae.training import Batches, EpochLog, state
 
     def keep(rows: list[dict]) -> None:
-        checkpoint.write_epoch(folder, vae.encoder, vae.decoder, rows, config | {"epochs_done": len(rows)})
+        done = config | {"epochs_done": len(rows)}
+        checkpoint.write_epoch(folder, vae.encoder, vae.decoder, rows, done, state(vae, rows))
+
+    if rows:  # of the last epoch, a kill may have left some files only
+        keep(rows)
+    if len(rows) >= settings["epochs"]:
+        return rows
 
     seed, binarize = settings["seed"], settings["binarize"]
     batches = Batches(dataset.train_images, settings["batch_size"], seed, shuffle=True, binarize=binarize)
-    log = EpochLog(batches, seed, keep)
+    log = EpochLog(batches, seed, keep, rows)
     boards = [keras.callbacks.TensorBoard(str(folder / "tensorboard"))] if settings["tensorboard"] else []
     print("-> Training is started.", flush=True)
     vae.fit(
         batches,
         epochs=settings["epochs"],
+        initial_epoch=len(rows),
         validation_data=Batches(dataset.test_images, 1000, seed, binarize=binarize),
         callbacks=[log, *boards],
         shuffle=False,  # Keras would shuffle the batches, by Python's own generator

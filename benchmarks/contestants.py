@@ -25,7 +25,7 @@ import arithmetic
 
 import generator
 import main
-from vae import checkpoint, data
+from vae import archive, data
 
 WARMUP = 4000  # images that everyone trains on before the first round: twice as many as in one of our executions
 DECODED = 20_000  # images in a round of decoding
@@ -37,7 +37,7 @@ class Job(NamedTuple):
     """What every contestant is told: where the files of the sitting are, and what to train."""
 
     folder: str  # holds images.npy and a trained model
-    settings: dict  # as main.parse returns them
+    settings: dict  # as main.complete returns them
     images: int  # in an epoch, repeated where the data set has fewer
     epochs: int = 1
 
@@ -50,8 +50,8 @@ class Job(NamedTuple):
 
     def load_models(self) -> tuple[keras.Model, keras.Model]:
         run = Path(self.folder, "benchmark")
-        encoder = checkpoint.load_model(run, "encoder", (28, 28), [(None,), (None,)])
-        return encoder, checkpoint.load_model(run, "decoder", (None,), [(28, 28)])
+        encoder = archive.load_model(run, "encoder", (28, 28), [(None,), (None,)])
+        return encoder, archive.load_model(run, "decoder", (None,), [(28, 28)])
 
 
 class Reference:

@@ -80,7 +80,7 @@ def main() -> None:
     if not options.scale and importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch is not installed; pip install -r benchmarks/requirements.txt")
     own = ["--batch-size", str(options.batch_size)] if options.batch_size else []
-    settings = project.parse(["--network", options.network, *own])
+    settings = project.complete(project.parse(["--network", options.network, *own]))
     batch = settings["batch_size"]
     images = (options.steps or max(1, IMAGES_A_ROUND // batch)) * batch
     try:

@@ -29,7 +29,7 @@ PARTS = (  # the first that an operation's name matches
 
 def profile(images: int) -> None:
     """Print the share of each part."""
-    settings = main.parse([])
+    settings = main.complete({})
     vae = main.make_model(settings, steps=10**6)
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, full_disk, snapshot
 
-from vae import checkpoint
+from vae import archive, checkpoint
 from vae.settings import UserError
 
 PLAIN = {
     "settings": {"data": None, "binarize": False},
     "dataset": {"name": "digits", "sha256": "0"},
+    "versions": {},
+    "epochs_done": 2,
     "finished": None,
 }
 
@@ -107,6 +109,7 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
+import numpy as np
 from vae import checkpoint
 
 class Model:
@@ -120,7 +123,8 @@ print("begun", flush=True)
 while True:
     number += 1
     rows = [{"epoch": n} for n in range(100 + number)]
-    checkpoint.write_epoch(folder, Model(), Model(), rows, {"settings": "x" * 10_000})
+    state = {"a": np.full(50_000, number), "b": np.full(1, number)}
+    checkpoint.write_epoch(folder, Model(), Model(), rows, {"settings": "x" * 10_000}, state)
 """
 
 
@@ -140,6 +144,8 @@ def test_a_kill_at_any_moment_leaves_whole_files(tmp_path):
         for name in ("encoder.keras", "decoder.keras"):
             content = (tmp_path / name).read_bytes()
             assert len(content) == 50_000 and len(set(content)) == 1
+        state = checkpoint.read_state(tmp_path)
+        assert set(state["a"]) == set(state["b"])
         assert len((tmp_path / "history.csv").read_text().splitlines()) > 100
         assert len(json.loads((tmp_path / "config.json").read_text())["settings"]) == 10_000
         assert all(name in checkpoint.FILES or name.startswith(".") for name in os.listdir(tmp_path))
@@ -161,10 +167,15 @@ class Saved:
 ROWS = [{"epoch": 1, "general_loss": 1.25, "seconds": 0.1}, {"epoch": 2, "general_loss": 1.0, "seconds": 0.2}]
 
 
+STATE = {"a": np.arange(5.0)}
+
+
 def test_an_epoch_leaves_both_models_a_row_an_epoch_and_the_config(tmp_path):
-    checkpoint.write_epoch(tmp_path, Saved("encoder"), Saved("decoder"), ROWS, PLAIN)
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "decoder.keras", "encoder.keras", "history.csv"]
+    checkpoint.write_epoch(tmp_path, Saved("encoder"), Saved("decoder"), ROWS, PLAIN, STATE)
+    names = ["config.json", "decoder.keras", "encoder.keras", "history.csv", "training_state.npz"]
+    assert sorted(os.listdir(tmp_path)) == names
     assert checkpoint.read_config(tmp_path) == {"format": checkpoint.FORMAT, **PLAIN}
+    np.testing.assert_array_equal(checkpoint.read_state(tmp_path)["a"], STATE["a"])
     assert [(tmp_path / f"{half}.keras").read_text() for half in ("encoder", "decoder")] == ["encoder", "decoder"]
     assert (tmp_path / "history.csv").read_bytes() == b"epoch,general_loss,seconds\r\n1,1.25,0.1\r\n2,1.0,0.2\r\n"
 
@@ -175,20 +186,18 @@ def test_an_epoch_is_written_whole_or_not_at_all(tmp_path, models, epochs):
     for name in (*checkpoint.FILES, "notes.txt"):
         (tmp_path / name).write_text("old")
     before = snapshot(tmp_path)
-    message = refusal(checkpoint.write_epoch, tmp_path, *map(Saved, models), ROWS[:epochs], PLAIN)
+    message = refusal(checkpoint.write_epoch, tmp_path, *map(Saved, models), ROWS[:epochs], PLAIN, STATE)
     assert str(tmp_path) in message and "No space left" in message
     assert snapshot(tmp_path) == before
 
 
-def test_with_the_first_epoch_goes_what_an_earlier_run_left_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_with_an_epoch_goes_what_is_not_of_this_model_any_more_and_nothing_else(tmp_path, epochs):
     for name in (*checkpoint.FILES, "notes.txt"):
         (tmp_path / name).write_text("old")
-    for epochs in (1, 2):
-        checkpoint.write_epoch(tmp_path, Saved("new"), Saved("new"), ROWS[:epochs], PLAIN)
-        kept = [name for name in os.listdir(tmp_path) if (tmp_path / name).read_text() == "old"]
-        assert kept == ["notes.txt"]
-        (tmp_path / "prior.npz").write_text("new")
-    assert sorted(os.listdir(tmp_path)) == sorted([*checkpoint.EPOCH_FILES, "notes.txt", "prior.npz"])
+    checkpoint.write_epoch(tmp_path, Saved("new"), Saved("new"), ROWS[:epochs], PLAIN, STATE)
+    assert sorted(os.listdir(tmp_path)) == sorted([*checkpoint.EPOCH_FILES, "notes.txt"])
+    assert (tmp_path / "notes.txt").read_text() == "old"
 
 
 # Names and folders
@@ -340,8 +349,8 @@ def test_a_config_is_refused_with_the_reason(root):
 
 def restore(folder: Path, name: str = "decoder"):
     if name == "decoder":
-        return checkpoint.load_model(folder, "decoder", (None,), [(28, 28)])
-    return checkpoint.load_model(folder, "encoder", (28, 28), [(None,), (None,)])
+        return archive.load_model(folder, "decoder", (None,), [(28, 28)])
+    return archive.load_model(folder, "encoder", (28, 28), [(None,), (None,)])
 
 
 def edited(archive: Path, change) -> None:
@@ -406,7 +415,7 @@ def test_a_zip_that_is_no_model_is_refused(run_copy):
 
 def test_a_zip_bomb_is_refused(run_copy):
     with zipfile.ZipFile(run_copy / "decoder.keras", "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr("assets/bomb", bytes(checkpoint.LARGEST_MODEL))
+        archive.writestr("assets/bomb", bytes(archive.LARGEST_MODEL))
     assert "not a Keras archive of a network of this size" in refusal(restore, run_copy)
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 import evaluate
 import generator
 import main
-from vae import checkpoint, data, download, plots
+from vae import archive, checkpoint, data, download, plots
 from vae.settings import NETWORKS, SETTINGS, UserError
 
 LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
@@ -98,7 +98,7 @@ def test_help_tells_every_flag_with_its_default_at_once(script):
 
 def test_help_of_training_tells_the_defaults_that_training_takes():
     text = " ".join(quick("main.py", "--help")[1].split())
-    settings = main.parse([])
+    settings = main.complete(main.parse([]))
     assert settings.keys() == {setting.name for setting in SETTINGS}
     for name in ("epochs", "batch_size", "learning_rate", "latent_dim", "hidden_dim"):
         assert settings[name] == getattr(NETWORKS["standard"], name)
@@ -250,7 +250,7 @@ def test_the_history_adds_up(small_run):
 
 def test_the_config_of_a_run_tells_all_about_it(small_run):
     config = config_of(small_run.folder)
-    assert config["settings"] == main.parse(SMALL_RUN)
+    assert config["settings"] == main.complete(main.parse(SMALL_RUN))
     dataset = data.load(*download.find("digits", None))
     assert config["dataset"] == {
         "name": "digits",
@@ -378,7 +378,7 @@ def test_deterministic_operations_are_asked_for(monkeypatch, plain_keras):
     asked = []
     monkeypatch.setattr(tensorflow.config.experimental, "enable_op_determinism", lambda: asked.append(True))
     for flags in ([], ["--deterministic"]):
-        main.make_model(main.parse([*SMALL, *flags]), steps=10)
+        main.make_model(main.complete(main.parse([*SMALL, *flags])), steps=10)
     assert asked == [True]
 
 
@@ -417,7 +417,10 @@ def test_on_a_terminal_a_bar_stands_below_the_epochs_and_ctrl_c_ends_well(root):
         os.close(terminal)
     text = seen.decode()
     assert process.returncode == 130
-    assert text.rstrip().endswith("main.py: interrupted") and "Traceback" not in text
+    assert text.rstrip().endswith(
+        f"main.py: interrupted; go on with: python main.py --resume {main.shown(root / 'mine')}"
+    )
+    assert "Traceback" not in text
     bars = re.findall(r"Epoch \d+/999: [^\r\n]*", text)
     assert any(
         re.search(r"\d+/23976 \[\d\d:\d\d<[\d:]+, .*general=[\d.]+, reconstruction=[\d.]+, kl=[\d.]+", b) for b in bars
@@ -467,13 +470,14 @@ def test_a_kill_leaves_no_broken_file_and_the_last_finished_run_is_still_found(m
     if "config.json" in names:
         config = checkpoint.read_config(folder)
         assert config["finished"] is None and config["epochs_done"] in (epochs, epochs - 1)
+    checkpoint.read_state(folder)
     if moment is moment_of_the_third_epoch:
         assert 3 <= epochs < 10  # the line of the third did not wait for a buffer to be full
 
     generator.main(["--seed", "1", "--count", "4"])
     assert checkpoint.choose(None) == run_copy
     assert Path("generated_images.png").exists()
-    main.check(main.parse([*SMALL, "--name", "killed", "--overwrite"]))  # its place is not lost
+    main.check(main.complete(main.parse([*SMALL, "--name", "killed", "--overwrite"])))  # its place is not lost
 
 
 # Generating
@@ -516,7 +520,7 @@ class Spy:
 @pytest.fixture
 def spies(monkeypatch) -> list[Spy]:
     """The decoders that the generator restores from here on."""
-    spies, load_model = [], checkpoint.load_model
+    spies, load_model = [], archive.load_model
 
     def load(*arguments):
         spies.append(Spy(load_model(*arguments)))

@@ -1,4 +1,4 @@
-"""A run's folder: where it is, how it is written so that no kill can tear it, and how it is restored.
+"""A run's folder: where it is, how it is written so that no kill can tear it, and how it is found again.
 
 Every file is written beside its place, under a name that begins with a dot, and renamed into it.
 """
@@ -9,9 +9,8 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -21,16 +20,19 @@ import numpy as np
 from vae.settings import UserError
 
 FORMAT = 1  # of the folder; to be raised when an older program could no longer read a newer folder
-LARGEST_MODEL = 256 * 2**20  # bytes in a .keras archive, unpacked
+LARGEST_ARRAYS = 1024 * 2**20  # bytes in an .npz, unpacked
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIG = {  # what is read of config.json, and its type
+    ("epochs_done",): int,
     ("finished",): str | None,
+    ("settings",): dict,
+    ("versions",): dict,
     ("settings", "data"): str | None,
     ("settings", "binarize"): bool,
     ("dataset", "name"): str,
     ("dataset", "sha256"): str,
 }
-EPOCH_FILES = ("config.json", "history.csv", "decoder.keras", "encoder.keras")
+EPOCH_FILES = ("config.json", "history.csv", "decoder.keras", "encoder.keras", "training_state.npz")
 FILES = (*EPOCH_FILES, "loss_curves.png", "prior.npz", "reconstructions.png")
 
 
@@ -107,15 +109,18 @@ def write_config(folder: Path, config: dict) -> None:
         path.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
 
 
-def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict) -> None:
-    """Write what an epoch leaves: both models, `history.csv`, a row an epoch, and `config.json`.
+def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict, state: dict[str, np.ndarray]) -> None:
+    """Write what an epoch leaves: both models, `history.csv`, a row an epoch, `config.json` and the training state.
 
     All of it is written before any of it takes its place, so that after an error, say on a full disk, the folder is as
-    it was. With the first epoch goes what an earlier run of that name left.
+    it was; and as the training state holds all that resuming needs, a kill between two of the files does no harm. With
+    an epoch goes what the one before, or an earlier run of that name, had that is not of this model any more.
     """
     with ExitStack() as stack:  # which leaves in the opposite order: the config is the last to change
         places = [stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES]
-        config_path, history, decoder_path, encoder_path = places
+        config_path, history, decoder_path, encoder_path, state_path = places
+        with open(state_path, "wb") as file:
+            np.savez(file, **state)
         encoder.save(encoder_path)
         decoder.save(decoder_path)
         with open(history, "w", newline="") as file:
@@ -123,9 +128,13 @@ def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict) 
             writer.writeheader()
             writer.writerows(rows)
         config_path.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
-        if len(rows) == 1:
-            for name in set(FILES) - set(EPOCH_FILES):
-                (folder / name).unlink(missing_ok=True)
+        for name in set(FILES) - set(EPOCH_FILES):
+            (folder / name).unlink(missing_ok=True)
+
+
+def read_state(folder: Path) -> dict[str, np.ndarray] | None:
+    """Read `training_state.npz`, or return None where the run has none; UserError where it is not plain numbers."""
+    return _read_arrays(folder / "training_state.npz", "start a new run")
 
 
 def write_prior(folder: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -136,12 +145,15 @@ def write_prior(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def read_prior(folder: Path) -> dict[str, np.ndarray] | None:
     """Read `prior.npz`, or return None where the run has none; raises UserError where it is not plain numbers."""
-    path = folder / "prior.npz"
+    return _read_arrays(folder / "prior.npz", "remove it to draw from the prior")
+
+
+def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > LARGEST_MODEL:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
                 raise ValueError("it is too large")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -149,13 +161,25 @@ def read_prior(folder: Path) -> dict[str, np.ndarray] | None:
             raise ValueError("it holds other things than numbers")
     except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise nearly every exception there is
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason[:200]}; remove it to draw from the prior") from error
+        raise UserError(f"{path} cannot be read: {reason[:200]}; {remedy}") from error
     return arrays
 
 
 def finished_now() -> str:
-    """The time that a run records as its end: UTC, so that text order is time order."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    """The time that a run records as its end: UTC, so that text order is time order.
+
+    Where the clock was set back, it is the moment after the last end on record: what finished last is still found.
+    """
+    now = datetime.now(UTC)
+    for config in _finished():
+        with suppress(ValueError, TypeError, OverflowError):  # somebody's own idea of a time
+            now = max(now, datetime.fromisoformat(config) + timedelta(microseconds=1))
+    return now.isoformat(timespec="microseconds")
+
+
+def _finished() -> dict[str, Path]:
+    """The finished runs by the time that they record as their end."""
+    return {config["finished"]: folder for folder, config in _readable(root()) if config["finished"]}
 
 
 def choose(path: str | None) -> Path:
@@ -164,8 +188,64 @@ def choose(path: str | None) -> Path:
         if not Path(path).is_dir():
             raise UserError(f"--checkpoint {path}: no such folder; the runs are in {root()}")
         return Path(path)
-    finished = {config["finished"]: folder for folder, config in _readable(root()) if config["finished"]}
+    finished = _finished()
     return finished[max(finished)] if finished else PROJECT / "checkpoints" / "pretrained"
+
+
+def to_resume(path: str) -> Path:
+    """The run to go on with: `path`; where that is empty the newest unfinished one, else the one that finished last."""
+    if path:
+        return choose(path)
+    unfinished = [folder for folder, config in _readable(root()) if not config["finished"] and not _is_held(folder)]
+    if unfinished:
+        return max(unfinished, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
+    finished = _finished()
+    if not finished:
+        raise UserError(f"--resume: there is no run in {root()}; name its folder with --resume DIR, or start a new one")
+    return finished[max(finished)]
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in this folder; what a killed one had half written there is removed.
+
+    Raises UserError where another process holds it. A system without such locks (Windows) goes without.
+    """
+    descriptor = _lock(folder)
+    try:
+        for path in folder.glob(".*"):
+            if re.match(r"\.\d+-", path.name):
+                path.unlink()
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{folder}: another process is training there; wait for it, or stop it first") from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        descriptor = _lock(folder)
+    except UserError:
+        return True
+    if descriptor is not None:
+        os.close(descriptor)
+    return False
 
 
 def _readable(folder: Path) -> Iterable[tuple[Path, dict]]:
@@ -206,77 +286,3 @@ def read_config(folder: Path) -> dict:
         if not fits:
             raise UserError(f"{path} does not say a run's {' '.join(keys)}; choose another run with --checkpoint")
     return config
-
-
-def load_model(folder: Path, name: str, input_shape: tuple, output_shapes: list[tuple]):
-    """Restore `name`.keras (encoder or decoder) in Keras's safe mode, and check what it takes and gives.
-
-    Shapes are those of one image or latent vector; None stands for the latent dimensions, whatever they are. Raises
-    UserError where the file is missing, not such a model, or declares more than it holds.
-    """
-    import keras
-
-    path = folder / f"{name}.keras"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the run was stopped before its first epoch ended, or its files were moved")
-    try:
-        _check_archive(path)
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        fits = isinstance(model, keras.Model) and _matches(model, input_shape, output_shapes)
-    except Exception as error:  # Keras meets a damaged file with nearly every exception there is
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{path} cannot be restored: {reason[:200]}; choose another run with --checkpoint") from error
-    if not fits:
-        raise UserError(f"{path} is not the {name} of a run (its shapes differ); choose another run with --checkpoint")
-    return model
-
-
-def _matches(model, input_shape: tuple, output_shapes: list[tuple]) -> bool:
-    def fits(tensor, shape: tuple) -> bool:
-        found = tuple(tensor.shape)[1:]
-        if None in found or len(found) != len(shape):
-            return False
-        return all(want in (None, has) for want, has in zip(shape, found, strict=True))
-
-    shapes = [input_shape, *output_shapes]
-    tensors = [*model.inputs, *model.outputs]
-    return len(shapes) == len(tensors) and all(map(fits, tensors, shapes))
-
-
-def _check_archive(path: Path) -> None:
-    """Turn away an archive that would unpack, or build a network, far larger than the weights in it.
-
-    Building a layer allocates what its configuration declares before a single weight is read, so the network is built
-    first without memory for its variables, and their number compared with the size of the stored weights.
-    """
-    with zipfile.ZipFile(path) as archive:
-        sizes = {member.filename: member.file_size for member in archive.infolist()}
-        if sum(sizes.values()) > LARGEST_MODEL or not {"config.json", "model.weights.h5"} <= set(sizes):
-            raise ValueError("it is not a Keras archive of a network of this size")
-        declared = json.loads(archive.read("config.json"))
-    foreign = {module for module in _modules(declared) if not re.fullmatch(r"keras(\.\w+)*", module)}
-    if foreign:
-        raise ValueError(f"it names code outside Keras ({', '.join(sorted(foreign))})")
-    with ThreadPoolExecutor(1) as thread:  # Keras notes which variables wait for memory: the note goes with its thread
-        count = thread.submit(_count_weights, declared).result()
-    if 4 * count > sizes["model.weights.h5"]:
-        raise ValueError("it declares more weights than it holds")
-
-
-def _count_weights(declared: dict) -> int:
-    import keras
-
-    with keras.StatelessScope(initialize_variables=False):
-        return keras.saving.deserialize_keras_object(declared, safe_mode=True).count_params()
-
-
-def _modules(declared) -> Iterator[str]:
-    """Every module that a nested Keras configuration would import a class from."""
-    if isinstance(declared, dict):
-        if isinstance(declared.get("module"), str):
-            yield declared["module"]
-        for value in declared.values():
-            yield from _modules(value)
-    elif isinstance(declared, list):
-        for value in declared:
-            yield from _modules(value)

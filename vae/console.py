@@ -3,12 +3,13 @@
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NoReturn
 
-from vae.settings import UserError
+from vae.settings import NETWORKS, SETTINGS, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +61,34 @@ KINDS = {
 }
 
 
+class SettingsParser(Parser):
+    """A parser that has every setting of a run as a flag; what is not given does not appear in what it returns."""
+
+    def __init__(self, description: str):
+        super().__init__(description)
+        for setting in SETTINGS:
+            if setting.kind is bool:
+                more = {"action": "store_true", "help": f"{setting.help} (default: off)"}
+            else:
+                metavar = None if setting.choices else setting.name.rsplit("_")[-1].upper()
+                more = {"type": KINDS[setting.kind], "choices": setting.choices, "metavar": metavar}
+                more["help"] = setting.help + _default(setting)
+            self.add_argument(flag(setting.name), default=argparse.SUPPRESS, **more)
+
+
+def flag(name: str) -> str:
+    """A setting as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def _default(setting) -> str:
+    if "default:" in setting.help:
+        return ""
+    if setting.default is not None:
+        return f" (default: {setting.default})"
+    return f" (default: {', '.join(f'{getattr(own, setting.name)} for {name}' for name, own in NETWORKS.items())})"
+
+
 def import_keras():
     """Import Keras without TensorFlow's start-up notices, and return it.
 
@@ -88,17 +117,30 @@ def _descriptor_silenced(descriptor: int):
         os.close(nowhere)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the same as Ctrl-C, but for the exit status."""
+
+
+def _terminate(number: int, frame) -> NoReturn:
+    raise Terminated
+
+
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main`; end with one line and status 1 on a `UserError`, with status 130 on Ctrl-C."""
+    """Run a script's `main`; end with one line and status 1 on a `UserError`, 130 on Ctrl-C, 143 on SIGTERM.
+
+    Notes on the exception (`add_note`) go into the line.
+    """
     script = os.path.basename(sys.argv[0])
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{script}: {error}")
-    except KeyboardInterrupt:
-        print(f"\n{script}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print("\n" + "; ".join([f"{script}: {word}", *getattr(stop, "__notes__", [])]), file=sys.stderr)
+        sys.exit(status)
     except OSError as error:
         # Whoever read our output has gone (`| head`), or its disk is full; Python's own flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -46,6 +46,20 @@ class Setting(NamedTuple):
     kind: type | str = str  # how the text is read: str, bool (a switch), or a range that vae/console.py knows by name
     choices: tuple[str, ...] | None = None
 
+    def fits(self, value: object, kinds: dict) -> bool:
+        """Whether a run can have this value: the default, or what the command line, read by `kinds`, could have given.
+
+        None, where it is no default, is fine too: a network's row stands in for it.
+        """
+        if self.kind is bool:
+            return isinstance(value, bool)
+        if value is None:
+            return self.default is None
+        try:
+            return kinds[self.kind](str(value)) == value and (self.choices is None or value in self.choices)
+        except Exception:  # whatever the reader of that kind raises
+            return False
+
 
 SETTINGS = (
     Setting("network", "standard", "which network to train", choices=tuple(NETWORKS)),
@@ -77,3 +91,10 @@ SETTINGS = (
     Setting("tensorboard", False, "write TensorBoard logs into the run's folder as well", bool),
     Setting("deterministic", False, "use only deterministic operations (for a GPU; slower)", bool),
 )
+
+
+def complete(given: dict) -> dict:
+    """Every setting of a run: what was given, and for the rest the defaults, the network's own among them."""
+    own = NETWORKS[given.get("network", "standard")]._asdict()
+    defaults = {setting.name: own.get(setting.name, setting.default) for setting in SETTINGS}
+    return defaults | {name: given[name] for name in defaults if given.get(name) is not None}

@@ -1,5 +1,6 @@
-"""What `fit` is given: the batches of an epoch, and the callback that logs, watches and keeps it."""
+"""What `fit` is given: the batches of an epoch, the callback that logs, watches and keeps it, and where it stood."""
 
+import json
 import math
 import sys
 import time
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from vae.settings import UserError
 
 LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
+FIELDS = ["epoch", *LOSSES, *("test_" + name for name in LOSSES), "seconds", "elapsed"]  # of a row of history.csv
 
 
 class Batches(keras.utils.PyDataset):
@@ -53,23 +55,59 @@ class Batches(keras.utils.PyDataset):
         return (batch,)
 
 
+def variables(vae: keras.Model) -> list:
+    """All that training changes: the weights of both halves, and the optimizer's own.
+
+    All noise and every order is a function of (seed, epoch), so there is no random state beside them.
+    """
+    vae.optimizer.build(vae.trainable_variables)
+    return [*vae.encoder.weights, *vae.decoder.weights, *vae.optimizer.variables]
+
+
+def state(vae: keras.Model, rows: list[dict]) -> dict[str, np.ndarray]:
+    """Return as plain arrays where training stands after the epochs of these rows."""
+    arrays = {f"variable_{index:03d}": keras.ops.convert_to_numpy(v) for index, v in enumerate(variables(vae))}
+    return arrays | {"history": np.frombuffer(json.dumps(rows).encode(), np.uint8)}
+
+
+def restore(vae: keras.Model, arrays: dict[str, np.ndarray]) -> list[dict]:
+    """Let training stand where `state` found it, and return the rows of the epochs; UserError where it does not fit."""
+    own = variables(vae)
+    try:
+        values = [arrays[f"variable_{index:03d}"] for index in range(len(own))]
+        rows = json.loads(arrays["history"].astype(np.uint8).tobytes())
+        if len(arrays) != len(own) + 1 or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            raise ValueError("of another network or with another history")
+        if not all(list(row) == FIELDS and all(map(math.isfinite, row.values())) for row in rows):
+            raise ValueError("with another history")
+        for variable, value in zip(own, values, strict=True):
+            if value.shape != tuple(variable.shape) or not np.isfinite(value).all():
+                raise ValueError("of other shapes")
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError("training_state.npz is not the state of this run; start a new one") from error
+    for variable, value in zip(own, values, strict=True):
+        variable.assign(value)
+    return rows
+
+
 class EpochLog(keras.callbacks.Callback):
     """A progress bar on a terminal, a line an epoch, and a row of `history.csv`, which `keep(rows)` is given to save.
 
-    Raises UserError as soon as a loss is not finite, before anything of that epoch is kept.
+    `rows` are those of the epochs before, where training goes on. Raises UserError as soon as a loss or a weight is not
+    finite, before anything of that epoch is kept.
     """
 
-    def __init__(self, batches: Batches, seed: int, keep: Callable[[list[dict]], None]):
+    def __init__(self, batches: Batches, seed: int, keep: Callable[[list[dict]], None], rows: list[dict] = ()):
         super().__init__()
-        self.rows = []
+        self.rows = list(rows)
         self._batches = batches
         self._seed = seed
         self._keep = keep
 
     def on_train_begin(self, logs=None):
-        self._began = time.perf_counter()
-        steps = len(self._batches) * self.params["epochs"]
-        self._bar = tqdm(total=steps, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
+        self._began = time.perf_counter() - (self.rows[-1]["elapsed"] if self.rows else 0)
+        steps = {"total": len(self._batches) * self.params["epochs"], "initial": len(self._batches) * len(self.rows)}
+        self._bar = tqdm(**steps, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -86,6 +124,8 @@ class EpochLog(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._check_finite(logs, "its end")
+        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
+            self._stop("the weights", "its end")
         row = {"epoch": epoch + 1}
         for prefix in ("", "test_"):
             row |= {prefix + name: round(float(logs[prefix.replace("test_", "val_") + name]), 4) for name in LOSSES}
@@ -110,8 +150,11 @@ class EpochLog(keras.callbacks.Callback):
 
     def _check_finite(self, logs: dict, where: str) -> None:
         if not all(math.isfinite(value) for value in logs.values()):
-            self._bar.close()
-            raise UserError(
-                f"the loss stopped being finite in epoch {self._epoch + 1}, by {where}; "
-                f"{'the epoch before it is kept' if self.rows else 'nothing was kept'}; try a lower --learning-rate"
-            )
+            self._stop("the loss", where)
+
+    def _stop(self, what: str, where: str) -> None:
+        self._bar.close()
+        raise UserError(
+            f"{what} stopped being finite in epoch {self._epoch + 1}, by {where}; "
+            f"{'the epoch before it is kept' if self.rows else 'nothing was kept'}; try a lower --learning-rate"
+        )

@@ -1,0 +1,99 @@
+"""A trained model, restored from its .keras archive once that has been looked at."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from vae.settings import UserError
+
+LARGEST_MODEL = 256 * 2**20  # bytes in an archive, unpacked
+
+
+def load_model(folder: Path, name: str, input_shape: tuple, output_shapes: list[tuple]):
+    """Restore `name`.keras (encoder or decoder) in Keras's safe mode, and check what it takes and gives.
+
+    Shapes are those of one image or latent vector; None stands for the latent dimensions, whatever they are. Raises
+    UserError where the file is missing, not such a model, or declares more than it holds.
+    """
+    import keras
+
+    path = folder / f"{name}.keras"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the run was stopped before its first epoch ended, or its files were moved")
+    try:
+        _check_archive(path)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        fits = isinstance(model, keras.Model) and _matches(model, input_shape, output_shapes)
+    except Exception as error:  # Keras meets a damaged file with nearly every exception there is
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        remedy = _other_version(path) or "choose another run with --checkpoint"
+        raise UserError(f"{path} cannot be restored: {reason[:200]}; {remedy}") from error
+    if not fits:
+        raise UserError(f"{path} is not the {name} of a run (its shapes differ); choose another run with --checkpoint")
+    return model
+
+
+def _other_version(path: Path) -> str | None:
+    """What to install where an archive says that another version of Keras saved it; None where it does not."""
+    import keras
+
+    with suppress(Exception), zipfile.ZipFile(path) as archive:
+        version = json.loads(archive.read("metadata.json"))["keras_version"]
+        if re.fullmatch(r"\d+(\.\d+){1,3}", version) and version != keras.__version__:
+            return f"it was saved by Keras {version}, and this is {keras.__version__}: pip install keras=={version}"
+    return None
+
+
+def _matches(model, input_shape: tuple, output_shapes: list[tuple]) -> bool:
+    def fits(tensor, shape: tuple) -> bool:
+        found = tuple(tensor.shape)[1:]
+        if None in found or len(found) != len(shape):
+            return False
+        return all(want in (None, has) for want, has in zip(shape, found, strict=True))
+
+    shapes = [input_shape, *output_shapes]
+    tensors = [*model.inputs, *model.outputs]
+    return len(shapes) == len(tensors) and all(map(fits, tensors, shapes))
+
+
+def _check_archive(path: Path) -> None:
+    """Turn away an archive that would unpack, or build a network, far larger than the weights in it.
+
+    Building a layer allocates what its configuration declares before a single weight is read, so the network is built
+    first without memory for its variables, and their number compared with the size of the stored weights.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sizes = {member.filename: member.file_size for member in archive.infolist()}
+        if sum(sizes.values()) > LARGEST_MODEL or not {"config.json", "model.weights.h5"} <= set(sizes):
+            raise ValueError("it is not a Keras archive of a network of this size")
+        declared = json.loads(archive.read("config.json"))
+    foreign = {module for module in _modules(declared) if not re.fullmatch(r"keras(\.\w+)*", module)}
+    if foreign:
+        raise ValueError(f"it names code outside Keras ({', '.join(sorted(foreign))})")
+    with ThreadPoolExecutor(1) as thread:  # Keras notes which variables wait for memory: the note goes with its thread
+        count = thread.submit(_count_weights, declared).result()
+    if 4 * count > sizes["model.weights.h5"]:
+        raise ValueError("it declares more weights than it holds")
+
+
+def _count_weights(declared: dict) -> int:
+    import keras
+
+    with keras.StatelessScope(initialize_variables=False):
+        return keras.saving.deserialize_keras_object(declared, safe_mode=True).count_params()
+
+
+def _modules(declared) -> Iterator[str]:
+    """Every module that a nested Keras configuration would import a class from."""
+    if isinstance(declared, dict):
+        if isinstance(declared.get("module"), str):
+            yield declared["module"]
+        for value in declared.values():
+            yield from _modules(value)
+    elif isinstance(declared, list):
+        for value in declared:
+            yield from _modules(value)
