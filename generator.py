@@ -166,11 +166,12 @@ def planned(
         rows = math.ceil(count / columns)
         walks = latent.walk(draw(rows), draw(rows), columns)  # (rows, columns, D)
         return rows * columns, columns, iter(walks)
-    if options.digit is not None and len(options.digit) > 1:
-        columns = options.columns or math.ceil(count / len(options.digit))
-        return columns * len(options.digit), columns, (draw(columns, digit) for digit in options.digit)
-    digit = options.digit[0] if options.digit else None
-    return count, columns, (draw(min(BATCH, count - start), digit) for start in range(0, count, BATCH))
+    wanted = options.digit or (None,)
+    if len(wanted) > 1:
+        columns = options.columns or math.ceil(count / len(wanted))
+    each = columns if len(wanted) > 1 else count
+    batches = (draw(min(BATCH, each - start), digit) for digit in wanted for start in range(0, each, BATCH))
+    return each * len(wanted), columns, batches
 
 
 def decoded(decoder, batches: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -44,6 +44,48 @@ def test_scale_multiplies_the_deviation(mixture):
     np.testing.assert_allclose(two - plain, 2 * (one - plain), atol=1e-4)
 
 
+def by_hand(mixture: latent.Mixture, z: np.ndarray) -> np.ndarray:
+    """Each component's share of the density at one latent vector, from the covariances."""
+    densities = []
+    for weight, mean, factor in zip(mixture.weights, mixture.means, mixture.factors, strict=True):
+        covariance, off = factor @ factor.T, z - mean
+        volume = np.sqrt(np.linalg.det(2 * np.pi * covariance))
+        densities.append(weight * np.exp(-0.5 * off @ np.linalg.inv(covariance) @ off) / volume)
+    return np.array(densities) / np.sum(densities)
+
+
+@pytest.fixture
+def overlapping():
+    """Class 0 around the origin and class 1 beside it, its two components of unlike shapes."""
+    factors = np.array([[[1, 0], [0, 1]], [[1.5, 0], [0.5, 0.7]], [[0.6, 0], [-0.2, 2]]], np.float32)
+    means = np.array([[0, 0], [3, 1.5], [1, -4]], np.float32)
+    return latent.Mixture(np.array([0.5, 0.3, 0.2], np.float32), means, factors, np.array([0, 1, 1]))
+
+
+def test_responsibilities_are_bayes_rule(overlapping):
+    z = np.random.default_rng(3).normal(size=(20, 2)).astype(np.float32) * 2
+    expected = [by_hand(overlapping, row.astype(np.float64)) for row in z]
+    np.testing.assert_allclose(latent.responsibilities(overlapping, z), expected, rtol=1e-4, atol=1e-7)
+    half = overlapping._replace(weights=np.array([1, 1, 0], np.float32), means=np.zeros((3, 2), np.float32))
+    half = half._replace(factors=np.stack([np.eye(2, dtype=np.float32)] * 3))
+    np.testing.assert_allclose(latent.responsibilities(half, z[:1]), [[0.5, 0.5, 0]])
+
+
+def test_a_vector_drawn_for_a_digit_is_not_among_other_digits(overlapping):
+    rng = np.random.default_rng(4)
+    for digit, of_digit in ((0, [0]), (1, [1, 2])):
+        z = latent.draw_mixture(rng, 2000, overlapping, 1.0, digit)
+        sure = latent.responsibilities(overlapping, z)[:, of_digit].sum(axis=1) >= latent.SURE
+        plain = latent._draw(rng, 2000, overlapping, 1.0, overlapping.weights * (overlapping.classes == digit))
+        by_chance = latent.responsibilities(overlapping, plain)[:, of_digit].sum(axis=1) >= latent.SURE
+        assert sure.mean() > 0.99 and by_chance.mean() < 0.8
+
+
+def test_where_classes_lie_on_each_other_digits_are_drawn_all_the_same(overlapping):
+    same = overlapping._replace(means=np.zeros((3, 2)), factors=np.stack([np.eye(2)] * 3))
+    assert latent.draw_mixture(np.random.default_rng(0), 50, same, 1.0, digit=0).shape == (50, 2)
+
+
 def test_a_digit_that_is_no_class_is_refused(mixture):
     with pytest.raises(UserError, match="knows only 3, 7"):
         latent.draw_mixture(np.random.default_rng(0), 5, mixture, 1.0, digit=4)
@@ -73,6 +115,8 @@ def test_arrays_that_do_not_fit_are_refused(mixture):
         arrays | {"means": mixture.means[:, :1]},
         arrays | {"weights": -mixture.weights},
         arrays | {"factors": np.full_like(mixture.factors, np.nan)},
+        arrays | {"factors": np.zeros_like(mixture.factors)},
+        arrays | {"weights": np.zeros_like(mixture.weights)},
     ):
         with pytest.raises(UserError, match=r"prior\.npz"):
             latent.mixture(broken, 2)

@@ -13,6 +13,9 @@ from vae.settings import UserError
 
 HELD_OUT = 0.1  # part of the codes that the number of components is chosen by
 COMPONENTS = (1, 2, 4, 8, 16)  # numbers of components tried, for each class
+MAX_COMPONENTS = 10**4  # of a mixture that is read, for each takes memory with each vector that is drawn
+SURE = 0.9  # the least probability of a digit, under the mixture, of a vector that is drawn for it
+ROUNDS = 10  # of drawing again what is not sure; where classes lie on each other, none ever would be
 
 
 class Mixture(NamedTuple):
@@ -62,15 +65,26 @@ def _fit_class(codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np
 def mixture(arrays: dict[str, np.ndarray], latent_dim: int) -> Mixture:
     """The mixture in a run's `prior.npz`; raises UserError where its arrays do not fit the decoder."""
     try:
-        found = Mixture(*(arrays[name] for name in Mixture._fields))
+        *numbers, classes = (arrays[name] for name in Mixture._fields)
     except KeyError as error:
         raise UserError(f"prior.npz lacks the array {error}; draw with --sampler prior") from None
-    count = found.weights.size
+    count = classes.size
+    if count > MAX_COMPONENTS:
+        raise UserError(f"prior.npz holds {count:,} components, more than any run's; draw with --sampler prior")
+    with np.errstate(over="ignore"):  # what becomes infinite is found below
+        found = Mixture(*(array.astype(np.float32, copy=False) for array in numbers), classes)
     shapes = ((count,), (count, latent_dim), (count, latent_dim, latent_dim), (count,))
     fits = count and all(array.shape == shape for array, shape in zip(found, shapes, strict=True))
-    if not fits or not all(np.isfinite(array).all() for array in found) or found.weights.min() < 0:
+    if not fits or not all(np.isfinite(array).all() for array in found) or not _is_mixture(found):
         raise UserError("prior.npz does not hold a mixture for this decoder; draw with --sampler prior")
     return found
+
+
+def _is_mixture(found: Mixture) -> bool:
+    """Whether finite arrays of the right shapes are one: weights that can be shares, factors that can be Cholesky's."""
+    diagonals = np.diagonal(found.factors, axis1=1, axis2=2)
+    shares = found.weights.min() >= 0 and abs(found.weights.sum(dtype=np.float64) - 1) < 1e-3
+    return bool(shares and diagonals.min() > 1e-6 and not np.triu(found.factors, 1).any())
 
 
 def most_active(arrays: dict[str, np.ndarray] | None, latent_dim: int) -> tuple[int, int]:
@@ -89,17 +103,39 @@ def draw_prior(rng: np.random.Generator, count: int, latent_dim: int, scale: flo
 def draw_mixture(rng: np.random.Generator, count: int, mixture: Mixture, scale: float, digit: int | None) -> np.ndarray:
     """Draw from the mixture, or from its components of one class, deviations multiplied by scale: (count, D) float32.
 
-    Raises UserError where `digit` is none of the classes.
+    The outskirts of one digit's Gaussians lie among other digits, so a vector that was drawn for a digit is drawn
+    again where the mixture itself is not SURE of the digit. Raises UserError where `digit` is none of the classes.
     """
-    allowed = np.ones(len(mixture.weights), bool) if digit is None else mixture.classes == digit
-    if not allowed.any():
-        known = np.unique(mixture.classes)
+    if digit is None:
+        return _draw(rng, count, mixture, scale, mixture.weights)
+    of_digit = (mixture.classes == digit) & (mixture.weights > 0)
+    if not of_digit.any():
+        known = np.unique(mixture.classes)[:20]  # as many as a line holds
         why = "was trained without labels" if known.tolist() == [-1] else f"knows only {', '.join(map(str, known))}"
         raise UserError(f"--digit {digit}: this run {why}; draw without --digit")
-    weights = np.where(allowed, mixture.weights, 0).astype(np.float64)
+    z = _draw(rng, count, mixture, scale, of_digit * mixture.weights)
+    for _ in range(ROUNDS):
+        unsure = responsibilities(mixture, z)[:, of_digit].sum(axis=1) < SURE
+        z[unsure] = _draw(rng, unsure.sum(), mixture, scale, of_digit * mixture.weights)
+    return z
+
+
+def _draw(rng: np.random.Generator, count: int, mixture: Mixture, scale: float, weights: np.ndarray) -> np.ndarray:
+    weights = weights.astype(np.float64)
     component = rng.choice(len(weights), size=count, p=weights / weights.sum())
     epsilon = np.float32(scale) * rng.standard_normal((count, mixture.means.shape[1]), np.float32)
     return mixture.means[component] + np.einsum("nij,nj->ni", mixture.factors[component], epsilon)
+
+
+def responsibilities(mixture: Mixture, z: np.ndarray) -> np.ndarray:
+    """The probability that each latent vector (n, D) comes from each component: (n, M), rows sum to 1 (Bayes' rule)."""
+    inverses = np.linalg.inv(mixture.factors.astype(np.float64))
+    whitened = np.einsum("mij,nmj->nmi", inverses, z[:, None] - mixture.means, optimize=True)
+    log_volumes = np.log(np.diagonal(mixture.factors, axis1=1, axis2=2)).sum(axis=1)  # (M,)
+    with np.errstate(divide="ignore"):  # a component of weight 0 has the logarithm -inf, and so no share
+        logs = np.log(mixture.weights) - log_volumes - 0.5 * np.sum(whitened**2, axis=2)  # (n, M)
+    shares = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def walk(starts: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
