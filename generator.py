@@ -1,5 +1,6 @@
 """Draw new digits from a trained decoder: python generator.py (see python generator.py --help)."""
 
+import argparse
 import math
 import secrets
 import zipfile
@@ -73,7 +74,7 @@ def parse(arguments: list[str] | None = None):
 def digits(text: str) -> tuple[int, ...]:
     """One digit or several, for argparse."""
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no digit, nor several such as 0123456789")
     return tuple(map(int, text))
 
 

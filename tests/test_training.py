@@ -212,6 +212,22 @@ def test_epoch_numbers_are_aligned(vae, images, capsys):
     assert log._line(log.rows[0]).startswith("|--- Epoch:   1/100 \t---> General loss: ")
 
 
+@pytest.mark.parametrize("steps_per_execution", [1, 2, 7])
+def test_the_step_that_is_named_is_one_that_exists(vae, images, steps_per_execution):
+    vae.compile(optimizer="adam", run_eagerly=False, jit_compile=False, steps_per_execution=steps_per_execution)
+    harmed = np.where(np.arange(COUNT)[:, None, None] >= 0, np.nan, images).astype(np.float32)
+    with pytest.raises(UserError, match=f"epoch 1, by step {min(3, steps_per_execution)} of 3"):
+        fit(vae, harmed, images[:5])
+
+
+def test_weights_that_are_not_finite_end_the_run_though_the_losses_are(vae, images, capsys, monkeypatch):
+    monkeypatch.setattr(vae, "get_weights", lambda: [np.zeros(2), np.array([1, np.inf])])
+    kept = []
+    with pytest.raises(UserError, match="the weights stopped being finite in epoch 1, by its end; nothing was kept"):
+        fit(vae, images, images[:5], keep=kept.append)
+    assert kept == []
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["training", "test"])
 def test_an_epoch_whose_loss_is_not_finite_is_not_kept(vae, images, capsys, where, bad):

@@ -182,11 +182,11 @@ def _finished() -> dict[str, Path]:
     return {config["finished"]: folder for folder, config in _readable(root()) if config["finished"]}
 
 
-def choose(path: str | None) -> Path:
+def choose(path: str | None, flag: str = "--checkpoint") -> Path:
     """The folder to restore from: `path`, else the run that finished last by its own record, else the shipped model."""
     if path is not None:
         if not Path(path).is_dir():
-            raise UserError(f"--checkpoint {path}: no such folder; the runs are in {root()}")
+            raise UserError(f"{flag} {path}: no such folder; the runs are in {root()}")
         return Path(path)
     finished = _finished()
     return finished[max(finished)] if finished else PROJECT / "checkpoints" / "pretrained"
@@ -195,7 +195,7 @@ def choose(path: str | None) -> Path:
 def to_resume(path: str) -> Path:
     """The run to go on with: `path`; where that is empty the newest unfinished one, else the one that finished last."""
     if path:
-        return choose(path)
+        return choose(path, "--resume")
     unfinished = [folder for folder, config in _readable(root()) if not config["finished"] and not _is_held(folder)]
     if unfinished:
         return max(unfinished, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)

@@ -118,9 +118,10 @@ class EpochLog(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._steps_ended = time.perf_counter()
-        self._check_finite(logs, f"step {batch + 1} of {len(self._batches)}")
+        done = min(batch + 1, len(self._batches))  # Keras counts whole executions, the last one's missing steps too
+        self._check_finite(logs, f"step {done} of {len(self._batches)}")
         self._bar.set_postfix({name.removesuffix("_loss"): f"{logs[name]:.2f}" for name in LOSSES}, refresh=False)
-        self._bar.update(self._epoch * len(self._batches) + batch + 1 - self._bar.n)
+        self._bar.update(self._epoch * len(self._batches) + done - self._bar.n)
 
     def on_epoch_end(self, epoch, logs=None):
         self._check_finite(logs, "its end")
