@@ -414,8 +414,8 @@ def test_a_zip_that_is_no_model_is_refused(run_copy):
 
 
 def test_a_zip_bomb_is_refused(run_copy):
-    with zipfile.ZipFile(run_copy / "decoder.keras", "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr("assets/bomb", bytes(archive.LARGEST_MODEL))
+    with zipfile.ZipFile(run_copy / "decoder.keras", "a", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("assets/bomb", bytes(archive.LARGEST_MODEL))
     assert "not a Keras archive of a network of this size" in refusal(restore, run_copy)
 
 

@@ -1,5 +1,6 @@
 """A trained model, restored from its .keras archive once that has been looked at."""
 
+import io
 import json
 import re
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from vae.settings import UserError
 
 LARGEST_MODEL = 256 * 2**20  # bytes in an archive, unpacked
+LARGEST_TEXT = 2**18  # bytes of its config, and of its metadata; eight thousand are usual
+MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # and no assets, which Keras would unpack elsewhere
 
 
 def load_model(folder: Path, name: str, input_shape: tuple, output_shapes: list[tuple]):
@@ -41,8 +44,8 @@ def _other_version(path: Path) -> str | None:
     """What to install where an archive says that another version of Keras saved it; None where it does not."""
     import keras
 
-    with suppress(Exception), zipfile.ZipFile(path) as archive:
-        version = json.loads(archive.read("metadata.json"))["keras_version"]
+    with suppress(Exception), zipfile.ZipFile(path) as archive, archive.open("metadata.json") as file:
+        version = json.loads(file.read(LARGEST_TEXT))["keras_version"]
         if re.fullmatch(r"\d+(\.\d+){1,3}", version) and version != keras.__version__:
             return f"it was saved by Keras {version}, and this is {keras.__version__}: pip install keras=={version}"
     return None
@@ -67,17 +70,30 @@ def _check_archive(path: Path) -> None:
     first without memory for its variables, and their number compared with the size of the stored weights.
     """
     with zipfile.ZipFile(path) as archive:
-        sizes = {member.filename: member.file_size for member in archive.infolist()}
-        if sum(sizes.values()) > LARGEST_MODEL or not {"config.json", "model.weights.h5"} <= set(sizes):
+        members = archive.infolist()
+        sizes = {member.filename: member.file_size for member in members}
+        plain = sorted(archive.namelist()) == MEMBERS and all(member.compress_type == 0 for member in members)
+        if not plain or sum(sizes.values()) > LARGEST_MODEL or max(map(sizes.get, MEMBERS[:2])) > LARGEST_TEXT:
             raise ValueError("it is not a Keras archive of a network of this size")
         declared = json.loads(archive.read("config.json"))
+        stored = _size_of_weights(archive.read("model.weights.h5"))
     foreign = {module for module in _modules(declared) if not re.fullmatch(r"keras(\.\w+)*", module)}
     if foreign:
         raise ValueError(f"it names code outside Keras ({', '.join(sorted(foreign))})")
     with ThreadPoolExecutor(1) as thread:  # Keras notes which variables wait for memory: the note goes with its thread
         count = thread.submit(_count_weights, declared).result()
-    if 4 * count > sizes["model.weights.h5"]:
+    if max(4 * count, stored) > sizes["model.weights.h5"]:
         raise ValueError("it declares more weights than it holds")
+
+
+def _size_of_weights(content: bytes) -> int:
+    """Bytes of all arrays in an HDF5 file, as it declares them: those that it does not store take memory when read."""
+    import h5py
+
+    sizes = []
+    with h5py.File(io.BytesIO(content), "r") as file:
+        file.visititems(lambda name, item: sizes.append(item.nbytes) if isinstance(item, h5py.Dataset) else None)
+    return sum(sizes)
 
 
 def _count_weights(declared: dict) -> int:

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +22,7 @@ from vae.settings import UserError
 
 FORMAT = 1  # of the folder; to be raised when an older program could no longer read a newer folder
 LARGEST_ARRAYS = 1024 * 2**20  # bytes in an .npz, unpacked
+LARGEST_CONFIG = 2**20  # bytes of a config.json; two thousand are usual
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIG = {  # what is read of config.json, and its type
     ("epochs_done",): int,
@@ -152,9 +154,15 @@ def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
+        if not _is_plain(path, LARGEST_ARRAYS):
+            raise ValueError("it is no plain file, or too large")
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
                 raise ValueError("it is too large")
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    if file.read(8) != b"\x93NUMPY\1\0":  # as NumPy writes it; in later versions headers have no end
+                        raise ValueError("it holds other things than arrays")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         if not all(isinstance(array, np.ndarray) and array.dtype.kind in "iuf" for array in arrays.values()):
@@ -163,6 +171,12 @@ def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path} cannot be read: {reason[:200]}; {remedy}") from error
     return arrays
+
+
+def _is_plain(path: Path, largest: int) -> bool:
+    """Whether this is a file, up to so many bytes: pipes and devices may have no end, or keep their reader waiting."""
+    status = path.stat()
+    return stat.S_ISREG(status.st_mode) and status.st_size <= largest
 
 
 def finished_now() -> str:
@@ -214,7 +228,7 @@ def held(folder: Path) -> Iterator[None]:
     descriptor = _lock(folder)
     try:
         for path in folder.glob(".*"):
-            if re.match(r"\.\d+-", path.name):
+            if re.match(r"\.\d+-", path.name) and path.is_file():
                 path.unlink()
         yield
     finally:
@@ -262,6 +276,8 @@ def read_config(folder: Path) -> dict:
     """Read `config.json`; raises UserError where it is missing, not JSON, or of another version of this program."""
     path = folder / "config.json"
     try:
+        if not _is_plain(path, LARGEST_CONFIG):
+            raise OSError(None, "it is no plain file, or too large")
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
@@ -276,7 +292,7 @@ def read_config(folder: Path) -> dict:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise UserError(
-            f"{path} is of format {found!r}, and this program reads {FORMAT}; restore it with its own version"
+            f"{path} is of format {found!r:.50}, and this program reads {FORMAT}; restore it with its own version"
         )
     for keys, kind in CONFIG.items():
         try:

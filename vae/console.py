@@ -136,7 +136,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"{script}: {error}")
+        sys.exit(f"{script}: {' '.join(str(error).splitlines())}")  # file names may have line breaks
     except KeyboardInterrupt as stop:
         word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         print("\n" + "; ".join([f"{script}: {word}", *getattr(stop, "__notes__", [])]), file=sys.stderr)

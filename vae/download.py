@@ -84,9 +84,9 @@ def find(dataset: str | None, data: str | None) -> Found:
     UserError for a path that is missing, and for a data set that was asked for and is not to be had.
     """
     if data is not None:
-        return _own(Path(os.path.expanduser(data)))
+        return _own(data)
     if dataset not in (None, *DATASETS):
-        raise UserError(f"--dataset {dataset}: there is no such data set; choose from {', '.join(DATASETS)}")
+        raise UserError(f"--dataset {_shown(dataset)}: there is no such data set; choose from {', '.join(DATASETS)}")
     digits = Found("digits", None, "embedded in scikit-learn")
     if dataset == "digits":
         return digits
@@ -107,17 +107,27 @@ def find_for_run(dataset: str | None, data: str | None, config: dict) -> Found:
     return find(None if path else config["dataset"]["name"], path)
 
 
-def _own(path: Path) -> Found:
+def _own(data: str) -> Found:
+    shown = _shown(data)
     try:
+        path = Path(os.path.expanduser(data))
+        shown = _shown(str(path))
         if path.is_dir():
             return Found(_safe_name(path.resolve().name), path, str(path))
         if path.is_file() and path.suffix.lower() == ".npz":
             return Found(_safe_name(path.stem), path, str(path))
         if path.exists():
-            raise UserError(f"--data {path}: is neither a folder with the four IDX files nor an .npz file; give one")
-        raise UserError(f"--data {path}: there is no such file or folder; check the path")
+            raise UserError(f"--data {shown}: is neither a folder with the four IDX files nor an .npz file; give one")
+        raise UserError(f"--data {shown}: there is no such file or folder; check the path")
     except OSError as error:
-        raise UserError(f"--data {path}: cannot be opened ({error.strerror}); check its permissions") from error
+        raise UserError(f"--data {shown}: cannot be opened ({error.strerror}); check its permissions") from error
+    except ValueError as error:  # characters that no path has; a config.json may say anything
+        raise UserError(f"--data {shown}: is no path ({error!s:.80}); correct it") from error
+
+
+def _shown(name: str) -> str:
+    """A name for a message: as it is, unless it is very long, or has line breaks or the like."""
+    return name if name.isprintable() and len(name) <= 300 else repr(name[:300])
 
 
 def _safe_name(name: str) -> str:

@@ -81,9 +81,9 @@ def restore(vae: keras.Model, arrays: dict[str, np.ndarray]) -> list[dict]:
         if not all(list(row) == FIELDS and all(map(math.isfinite, row.values())) for row in rows):
             raise ValueError("with another history")
         for variable, value in zip(own, values, strict=True):
-            if value.shape != tuple(variable.shape) or not np.isfinite(value).all():
-                raise ValueError("of other shapes")
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            if (value.shape, value.dtype) != (tuple(variable.shape), variable.dtype) or not np.isfinite(value).all():
+                raise ValueError("of other shapes or types")
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError("training_state.npz is not the state of this run; start a new one") from error
     for variable, value in zip(own, values, strict=True):
         variable.assign(value)
