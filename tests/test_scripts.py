@@ -16,6 +16,7 @@ import termios
 import time
 import zipfile
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -715,14 +716,29 @@ z = mean + np.exp(log_var / 2) * np.random.default_rng(1).standard_normal(mean.s
 p = np.clip(decoder.predict(z.astype(np.float32), verbose=0).astype(np.float64), 1e-9, 1 - 1e-7)
 reconstruction = -(x * np.log(p) + (1 - x) * np.log(1 - p)).sum(axis=(1, 2)).mean()
 kl = (mean ** 2 + np.exp(log_var) - log_var - 1).sum(axis=1).mean() / 2
-print(json.dumps({"general_loss": reconstruction + kl, "reconstruction_loss": reconstruction, "kl_loss": kl}))
+found = {"general_loss": reconstruction + kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
+if len(sys.argv) > 3:  # log p(x) ~ log mean p(x|z) p(z) / q(z|x), each density with its constants
+    images, samples = map(int, sys.argv[3:])
+    normal = lambda z, mu, log_s2: -0.5 * ((z - mu) ** 2 / np.exp(log_s2) + log_s2 + np.log(2 * np.pi)).sum(axis=1)
+    weights = []
+    for k in range(samples):
+        m, v, t = mean[:images], log_var[:images], x[:images]
+        z = m + np.exp(v / 2) * np.random.default_rng([2, k]).standard_normal(m.shape)
+        p = np.clip(decoder.predict_on_batch(z.astype(np.float32)).astype(np.float64), 1e-9, 1 - 1e-7)
+        log_likelihood = (t * np.log(p) + (1 - t) * np.log(1 - p)).sum(axis=(1, 2))
+        weights.append(log_likelihood + normal(z, 0, np.zeros_like(z)) - normal(z, m, v))
+    found["nll"] = -np.mean(np.logaddexp.reduce(weights, axis=0) - np.log(samples))
+print(json.dumps(found))
 """
 
 
-def measured_elsewhere(folder: Path, images: np.ndarray, tmp_path: Path) -> dict:
-    """The losses of a run, from its two `.keras` files and NumPy, in a process that cannot import this project."""
+def measured_elsewhere(folder: Path, images: np.ndarray, tmp_path: Path, *likelihood: int) -> dict:
+    """The losses of a run, from its two `.keras` files and NumPy, in a process that cannot import this project.
+
+    Where `likelihood` says of how many images and by how many samples, the negative log-likelihood, too.
+    """
     np.save(tmp_path / "x.npy", images)
-    command = [sys.executable, "-I", "-c", ELSEWHERE, folder, tmp_path / "x.npy"]
+    command = [sys.executable, "-I", "-c", ELSEWHERE, folder, tmp_path / "x.npy", *map(str, likelihood)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -744,8 +760,26 @@ def test_the_shipped_model_is_as_good_as_it_says(tmp_path, here, capsys):
     dataset = data.load(*download.find(None, os.environ["MNIST_DIR"]))
     assert config_of(SHIPPED)["dataset"]["sha256"] == dataset.sha256
     last = history_of(SHIPPED)[-1]
-    found = measured_elsewhere(SHIPPED, data.pixels(dataset.test_images), tmp_path)
+    found = measured_elsewhere(SHIPPED, data.pixels(dataset.test_images), tmp_path, 200, 50)
     assert found["general_loss"] == pytest.approx(last["test_general_loss"], abs=0.3)
-    evaluate.main(["--checkpoint", str(SHIPPED), "--data", os.environ["MNIST_DIR"], "--json", *FEW])
-    assert found["general_loss"] == pytest.approx(json.loads(capsys.readouterr().out)["general_loss"], abs=0.3)
+    flags = ["--checkpoint", str(SHIPPED), "--data", os.environ["MNIST_DIR"], "--json"]
+    evaluate.main([*flags, "--images", "200", "--importance-samples", "50"])
+    figures = json.loads(capsys.readouterr().out)
+    for name in LOSSES:
+        assert found[name] == pytest.approx(figures[name], abs=0.3)
+    assert found["nll"] == pytest.approx(figures["nll"], abs=0.5)
     assert found["general_loss"] <= 97.0
+
+
+@pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR does not name a folder with the files of MNIST")
+def test_more_importance_samples_bring_the_likelihood_of_the_shipped_model_down_from_its_elbo(tmp_path, here, capsys):
+    images = data.load(*download.find(None, os.environ["MNIST_DIR"])).test_images[:400]
+    np.savez(tmp_path / "few.npz", x_train=images, x_test=images)
+    figures = []
+    for samples, count in ((1, 400), (1, 100), (10, 100), (100, 100), (1000, 100)):
+        few = ["--importance-samples", str(samples), "--images", str(count)]
+        evaluate.main(["--checkpoint", str(SHIPPED), "--data", str(tmp_path / "few.npz"), "--json", *few])
+        figures.append(json.loads(capsys.readouterr().out))
+    assert figures[0]["nll"] == pytest.approx(figures[0]["general_loss"], abs=1)  # one sample of each is the ELBO's
+    falling = [each["nll"] for each in figures[1:]]
+    assert all(more < fewer - 0.2 for fewer, more in pairwise(falling))
