@@ -2,17 +2,22 @@
 
 import argparse
 import importlib.util
+import math
 import os
 import platform
+import secrets
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from vae import checkpoint, console, data, download
 from vae.settings import SETTINGS, UserError, complete
 
 SAMPLE = 40  # test images in reconstructions.png
+TEST_BATCH = 1000  # images
 WARMUP = 0.01  # part of the training steps in which the learning rate rises
 SHARD = 25  # images of a batch that are worth a core of their own
 IMAGES_PER_EXECUTION = 2000  # images between two looks at the keyboard: under a second on a laptop
@@ -89,12 +94,21 @@ def main(arguments: list[str] | None = None) -> None:
     if dataset.warning:
         print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
 
-    vae = make_model(settings, steps=-(-len(dataset.train_images) // settings["batch_size"]) * settings["epochs"])
-    config = record(settings, dataset, vae)
-    folder = folder or checkpoint.create(settings["name"], f"{settings['network']}-{dataset.name}")
-    with checkpoint.held(folder), resumable(folder):
+    steps = math.ceil(len(dataset.train_images) / settings["batch_size"]) * settings["epochs"]
+    smallest = min(
+        len(dataset.train_images) % settings["batch_size"] or settings["batch_size"],
+        len(dataset.test_images) % TEST_BATCH or TEST_BATCH,
+    )
+    vae = make_model(settings, steps, shards(settings["batch_size"], smallest, earlier))
+    config = record(settings, dataset, vae, earlier)
+    if folder is None:
+        stem = f"{settings['network']}-{dataset.name}"
+        folder = checkpoint.create(settings["name"], stem, settings["overwrite"])
+    with checkpoint.held(folder), resumable(folder, config):
         show(settings, dataset, vae)
         rows = stand(vae, folder, earlier, config)
+        if rows and not earlier["finished"]:  # of its last epoch, a kill may have left some files only
+            keep(vae, folder, config, rows)
         rows = train(vae, settings, dataset, config, folder, rows)
         keep_prior(vae, settings, dataset, folder)
         draw(vae, settings, dataset, rows, folder)
@@ -126,12 +140,17 @@ def load(settings: dict, earlier: dict | None) -> data.Dataset:
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
+def resumable(folder: Path, config: dict) -> Iterator[None]:
     """Let whoever interrupts the run know how to go on with it."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(f"go on with: python main.py --resume {shown(folder)}")
+        if checkpoint.read_config(folder).get("run") == config["run"]:
+            stop.add_note(f"go on with: python main.py --resume {shlex.quote(shown(folder))}")
+        else:
+            stop.add_note(
+                f"nothing of it is kept yet, and {shown(folder)} still has the run that was to be overwritten"
+            )
         raise
 
 
@@ -143,21 +162,47 @@ def stand(vae, folder: Path, earlier: dict | None, config: dict) -> list[dict]:
         if not (folder / "config.json").exists():  # or it is that of a run to be overwritten, once an epoch is whole
             checkpoint.write_config(folder, config)
         return []
+    if earlier.get("backend") != config["backend"]:
+        raise UserError(f"{folder} was begun with KERAS_BACKEND={earlier.get('backend')!r:.50}; set it to go on")
     for name, version in config["versions"].items():
         if (before := earlier["versions"].get(name)) != version:
             print(f"-> Begun with {name} {before}, now {version}: the last digits may differ.", file=sys.stderr)
     arrays = checkpoint.read_state(folder)
     if arrays is None and earlier["epochs_done"]:
         raise UserError(f"{folder} has no training_state.npz, so it cannot be taken further; start a new run")
-    rows = training.restore(vae, arrays) if arrays else []
+    rows = training.restore(vae, arrays, config["run"]) if arrays else []
     print(f"-> Training is resumed after epoch {len(rows)} of {config['settings']['epochs']} in {shown(folder)}.")
     return rows
 
 
-def make_model(settings: dict, steps: int):
+def shards(batch_size: int, smallest: int, earlier: dict | None = None) -> int:
+    """How many parts of a batch are computed side by side, one a core; in a run that is resumed, as many as before.
+
+    Never more than the images in the smallest batch, as no part may be empty; and a GPU has all at once.
+    """
+    smallest = max(1, min(smallest, batch_size // SHARD))
+    if earlier is not None:
+        count = earlier.get("shards")
+        if not isinstance(count, int) or not 1 <= count <= smallest:
+            raise UserError(f"config.json: shards cannot be {count!r:.50}; choose another run to resume")
+        return count
+    keras = import_keras(batch_size)
+    if keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, smallest)
+
+
+def import_keras(batch_size: int):
+    """Import Keras for training with batches of this size, and return it."""
+    if batch_size >= 2 * SHARD:  # then each core has a shard to itself, and an operation need not span two
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    return console.import_keras()
+
+
+def make_model(settings: dict, steps: int, shards: int):
     """Import Keras, seed it, and return the compiled VAE that `settings` describe, to be trained for so many steps."""
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # for each core has a shard of the batch to itself
-    keras = console.import_keras()
+    keras = import_keras(settings["batch_size"])
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy(settings["precision"])
     if settings["deterministic"] and keras.backend.backend() == "tensorflow":
@@ -167,7 +212,7 @@ def make_model(settings: dict, steps: int):
     import model
 
     encoder, decoder = model.build(settings["network"], settings["hidden_dim"], settings["latent_dim"])
-    vae = model.VAE(encoder, decoder, settings["beta"], shards(settings["batch_size"]))
+    vae = model.VAE(encoder, decoder, settings["beta"], shards)
     warmup = max(1, round(WARMUP * steps))
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=settings["learning_rate"], warmup_steps=warmup
@@ -179,16 +224,6 @@ def make_model(settings: dict, steps: int):
         steps_per_execution=max(1, IMAGES_PER_EXECUTION // settings["batch_size"]),
     )
     return vae
-
-
-def shards(batch_size: int) -> int:
-    """How many parts of a batch are computed side by side: one a core, where TensorFlow has nothing but cores."""
-    import keras
-
-    if keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, batch_size // SHARD))
 
 
 def show(settings: dict, dataset: data.Dataset, vae) -> None:
@@ -224,8 +259,8 @@ def show(settings: dict, dataset: data.Dataset, vae) -> None:
     print("----- Decoder -----", *model.decoder_stages(vae.decoder), sep="\n")
 
 
-def record(settings: dict, dataset: data.Dataset, vae) -> dict:
-    """Return what `config.json` says of a run that has just begun."""
+def record(settings: dict, dataset: data.Dataset, vae, earlier: dict | None) -> dict:
+    """Return what `config.json` says of a run that has just begun, or is resumed."""
     import keras
     import numpy
 
@@ -240,6 +275,8 @@ def record(settings: dict, dataset: data.Dataset, vae) -> dict:
             "test_images": len(dataset.test_images),
             "warning": dataset.warning,
         },
+        "run": (earlier or {}).get("run") or secrets.token_hex(8),  # which run the training state is of
+        "shards": vae.shards,
         "backend": backend,
         "versions": versions | {backend: importlib.import_module(backend).__version__},
         "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
@@ -252,32 +289,34 @@ def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path
     """Fit the model from the epoch after `rows` on, keeping it in `folder` after every epoch; return all the rows."""
     import keras
 
-    from vae.training import Batches, EpochLog, state
+    from vae.training import Batches, EpochLog
 
-    def keep(rows: list[dict]) -> None:
-        done = config | {"epochs_done": len(rows)}
-        checkpoint.write_epoch(folder, vae.encoder, vae.decoder, rows, done, state(vae, rows))
-
-    if rows:  # of the last epoch, a kill may have left some files only
-        keep(rows)
     if len(rows) >= settings["epochs"]:
         return rows
 
     seed, binarize = settings["seed"], settings["binarize"]
     batches = Batches(dataset.train_images, settings["batch_size"], seed, shuffle=True, binarize=binarize)
-    log = EpochLog(batches, seed, keep, rows)
+    log = EpochLog(batches, seed, partial(keep, vae, folder, config), rows)
     boards = [keras.callbacks.TensorBoard(str(folder / "tensorboard"))] if settings["tensorboard"] else []
     print("-> Training is started.", flush=True)
     vae.fit(
         batches,
         epochs=settings["epochs"],
         initial_epoch=len(rows),
-        validation_data=Batches(dataset.test_images, 1000, seed, binarize=binarize),
+        validation_data=Batches(dataset.test_images, TEST_BATCH, seed, binarize=binarize),
         callbacks=[log, *boards],
         shuffle=False,  # Keras would shuffle the batches, by Python's own generator
         verbose=0,
     )
     return log.rows
+
+
+def keep(vae, folder: Path, config: dict, rows: list[dict]) -> None:
+    """Keep the run as it stands after the epochs of these rows."""
+    from vae import training
+
+    state = training.state(vae, rows, config["run"])
+    checkpoint.write_epoch(folder, vae.encoder, vae.decoder, rows, config | {"epochs_done": len(rows)}, state)
 
 
 def keep_prior(vae, settings: dict, dataset: data.Dataset, folder: Path) -> None:
@@ -302,6 +341,7 @@ def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: P
     from vae import plots
     from vae.training import Batches
 
+    vae.reseed(settings["seed"], settings["epochs"])
     title = f"{settings['network']} on {dataset.name}" + (
         ", because MNIST was not to be had" if dataset.warning else ""
     )
@@ -316,7 +356,10 @@ def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: P
 
 def shown(path: Path) -> str:
     """A path as one would type it from here."""
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # on Windows, from one drive to another
+        return str(path)
     return str(path) if relative.startswith("..") else relative
 
 

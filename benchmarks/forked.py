@@ -4,6 +4,7 @@ This process imports the heavy libraries once, and forks for every run: a child 
 be killed, starved and interrupted like any other process. Nothing of TensorFlow is started before the fork.
 """
 
+import contextlib
 import importlib
 import os
 import signal
@@ -27,6 +28,7 @@ class Child:
     """A script with its arguments, running; `prepare` is called in it first."""
 
     def __init__(self, script: str, *arguments, log: Path, prepare: Callable[[], None] = lambda: None):
+        log.unlink(missing_ok=True)
         self.log, self.status, self.began = log, None, time.monotonic()
         sys.stdout.flush()
         self.process = os.fork()
@@ -83,7 +85,8 @@ def _become(script: str, arguments: list[str], log: Path, prepare: Callable[[], 
         traceback.print_exc()
         status = 70
     finally:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os._exit(status)
 
 

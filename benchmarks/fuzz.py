@@ -39,6 +39,7 @@ LIMIT = 10.0  # seconds for a case
 MEMORY = 2 * 2**30  # bytes beyond a healthy run's
 LONGEST = 600  # characters of a refusal
 RARELY = 500  # cases, of which one is each of the rare kinds of harm
+RUN = "0"
 SETTINGS = complete({"hidden_dim": 8, "latent_dim": 3, "dataset": "digits", "epochs": 1})
 NOTE = "history.csv is no kind: nothing reads it. A resumed run takes its rows from training_state.npz."
 
@@ -88,7 +89,7 @@ def read_state(path: Path) -> None:
 
     arrays = checkpoint.read_state(path.parent)
     if arrays:
-        training.restore(vae(), arrays)
+        training.restore(vae(), arrays, RUN)
 
 
 def read_model(path: Path) -> None:
@@ -145,9 +146,11 @@ def make(folder: Path) -> None:
     np.savez_compressed(folder / "npz" / "images.npz", **arrays)
 
     dataset = data.Dataset("digits", arrays["x_train"], None, arrays["x_test"], None, "0", "")
-    config = trainer.record(SETTINGS, dataset, vae()) | {"epochs_done": 1}
+    config = trainer.record(SETTINGS, dataset, vae(), {"run": RUN}) | {"epochs_done": 1}
     rows = [dict.fromkeys(training.FIELDS, 1)]
-    checkpoint.write_epoch(folder / "config", vae().encoder, vae().decoder, rows, config, training.state(vae(), rows))
+    checkpoint.write_epoch(
+        folder / "config", vae().encoder, vae().decoder, rows, config, training.state(vae(), rows, RUN)
+    )
     for file, kind in (("encoder.keras", "keras"), ("decoder.keras", "keras"), ("training_state.npz", "state")):
         (folder / "config" / file).rename(folder / kind / file)
     (folder / "config" / "history.csv").unlink()

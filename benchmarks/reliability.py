@@ -11,6 +11,7 @@ import resource
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -77,7 +78,7 @@ def trained(folder: Path) -> tuple[list[list[str]], dict[str, np.ndarray]]:
     """The history without its times, and every array of the training state: weights and the optimizer's own."""
     rows = list(csv.reader((folder / "history.csv").read_text().splitlines()))
     state = checkpoint.read_state(folder)
-    return [row[:-2] for row in rows], {name: array for name, array in state.items() if name != "history"}
+    return [row[:-2] for row in rows], {name: array for name, array in state.items() if name.startswith("variable")}
 
 
 def difference(first: Path, second: Path) -> str | None:
@@ -106,7 +107,9 @@ def harmed(folder: Path) -> list[str]:
                 whole = True
             elif path.suffix == ".csv":
                 rows = list(csv.DictReader(path.open()))
-                whole = [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1)) and None not in rows[-1]
+                whole = [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1)) and None not in rows[
+                    -1
+                ].values()
             else:
                 whole = bool(json.loads(path.read_text()))
         except Exception:  # whatever its reader says of it
@@ -153,45 +156,61 @@ def resumed(options, runs: Path, rng: np.random.Generator) -> None:
 
 
 def kills(options, runs: Path, rng: np.random.Generator) -> None:
-    """Short runs, killed at random moments and resumed until they finish."""
-    forked.run("main", *SHORT, "--name", "reference", log=log(runs, "reference"))
+    """Short runs, killed at random moments and resumed until they finish: new, overwriting, and taken further."""
+    for arguments in ((*SHORT, "--name", "reference"), (*SHORT, "--name", "longer"), ("--resume", "--epochs", "5")):
+        forked.run("main", *arguments, log=log(runs, "reference"))
     slow = Child("main", *SHORT, "--name", "slow", log=log(runs, "slow"), prepare=lambda: slow_writes(0))
     slow.until(lambda: "-> Training is " in slow.text())
     began = time.monotonic()
     slow.wait()
     span = time.monotonic() - began
-    if wrong := difference(runs / "slow", runs / "reference"):
-        lost.append(f"slowed down: {wrong}")
-    done = {"kills": 0, "while a file was half written": 0, "before the first epoch was whole": 0, "runs finished": 0}
-    name, launches = None, 0
+    done = {"kills": 0, "while a file was half written": 0, "before the first epoch was whole": 0}
+    done |= {"runs finished: new": 0, "runs finished: overwriting a finished one": 0, "runs finished: taken further": 0}
+    kinds = list(done)[3:]
+    name, launches = "slow", 0
+    compare(runs, name)
+    arguments = None
     while done["kills"] < options.kills:
-        arguments = ("--resume", str(runs / name)) if name else (*SHORT, "--name", f"run-{launches}")
-        name = name or f"run-{launches}"
         launches += 1
+        if arguments is None:
+            kind = kinds[sum(done[each] for each in kinds) % 3]
+            name = f"run-{launches}" if kind == kinds[0] else name
+            first = (*SHORT, "--name", name, *(["--overwrite"] if kind == kinds[1] else []))
+            arguments = first = ("--resume", str(runs / name), "--epochs", "5") if kind == kinds[2] else first
+            before = (runs / name / "config.json").read_text() if kind != kinds[0] else None
         child = Child("main", *arguments, log=log(runs, name), prepare=partial(slow_writes, launches))
         child.until(lambda child=child: "-> Training is " in child.text())
         moment = time.monotonic() + rng.uniform(0, span)
         child.until(lambda moment=moment: time.monotonic() > moment)
         child.send(signal.SIGKILL)
-        if (status := child.wait()) == 0:
-            done["runs finished"] += 1
-            if wrong := difference(runs / name, runs / "reference"):
-                lost.append(f"after {done['kills']} kills: {wrong}")
-            name = None
-        elif status == -signal.SIGKILL:
+        status, config = child.wait(), checkpoint.read_config(runs / name)
+        ended = config["finished"] and (runs / name / "config.json").read_text() != before
+        if status == -signal.SIGKILL:
             done["kills"] += 1
             done["while a file was half written"] += any(path.name.startswith(".") for path in (runs / name).iterdir())
-            done["before the first epoch was whole"] += checkpoint.read_config(runs / name)["epochs_done"] == 0
-        else:
+            done["before the first epoch was whole"] += config["epochs_done"] == 0
+            arguments = first if config["finished"] else ("--resume", str(runs / name))  # it is still the old run
+        elif status != 0 or not ended:
             lost.append(f"{name}: {child.text()[-300:]}")
-            name = None
+        if ended:
+            done[kind] += 1
+            arguments = None
+            compare(runs, name)
         look(runs, f"after kill {done['kills']}")
     text = f"""
         `python main.py {shlex.join(SHORT)}`, every step of a write slowed down by up to {PAUSE} s, was killed (SIGKILL)
-        at a random moment of its training, resumed, killed again, until it ended. After each kill every file was
-        looked at, and `generator.py` and `evaluate.py` run on what finished last; each run that ended was compared,
-        bit for bit, history, weights and optimizer, with one that was never killed."""
+        at a random moment of its training, resumed, killed again, until it ended: a new run, then one that overwrites
+        it, then that one taken further by an epoch, and so on. After each kill every file was looked at, and
+        `generator.py` and `evaluate.py` run on what finished last; each run that ended was compared, bit for bit,
+        history, weights and optimizer, with one that was never killed."""
     section("Killed at random moments", text, ["what", "how many"], done.items())
+
+
+def compare(runs: Path, name: str) -> None:
+    """A run that has finished is the one that was never killed."""
+    epochs = checkpoint.read_config(runs / name)["settings"]["epochs"]
+    if wrong := difference(runs / name, runs / ("reference" if epochs == 4 else "longer")):
+        lost.append(wrong)
 
 
 def look(runs: Path, when: str) -> None:
@@ -232,6 +251,11 @@ def signals(options, runs: Path, rng: np.random.Generator) -> None:
     section("Interrupted", text, header, rows)
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """All that lies in a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
 def faults(options, runs: Path, rng: np.random.Generator) -> None:
     """What else can go wrong around a run: what it says, and what is left."""
     rows = []
@@ -244,17 +268,16 @@ def faults(options, runs: Path, rng: np.random.Generator) -> None:
             lost.append(f"{what}: status {status}, {bad}: {line}")
 
     forked.run("main", *SHORT, "--name", "reference", log=log(runs, "reference"))
-    before = trained(runs / "reference")
+    before = content(runs / "reference")
 
     def full_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
     text = forked.run("main", *SHORT, "--name", "full", log=log(runs, "a"), prepare=full_disk)
     tried("a full disk (no file may grow beyond 100 kB)", *text, wanted=1)
-    again = ("main", "--resume", "--epochs", "6")
+    again = ("main", "--resume", runs / "reference", "--epochs", "6")
     text = forked.run(*again, log=log(runs, "b"), prepare=full_disk)
     tried("the same, while a finished run is taken further", *text, wanted=1)
-    shutil.rmtree(runs / "full", ignore_errors=True)
 
     def read_only() -> None:
         runs.chmod(0o555)
@@ -291,15 +314,17 @@ def faults(options, runs: Path, rng: np.random.Generator) -> None:
     status, text = forked.run("main", *SHORT, "--name", "after", log=log(runs, "h"))
     tried("the clock was set back by 400 days", status, text, wanted=0, whole=checkpoint.choose(None) == runs / "after")
 
-    def homeless() -> None:
-        os.environ |= {"HOME": "/nonexistent/home", "VAE_CACHE": ""}
-
-    text = forked.run("main", *SHORT, "--name", "homeless", log=log(runs, "i"), prepare=homeless)
-    tried("a home folder that does not exist", *text, wanted=0)
+    home = {"HOME": "/nonexistent/home", "VAE_CHECKPOINTS": str(runs)}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("KERAS_HOME", "MPLCONFIGDIR", "VAE_CACHE")
+    }
+    command = [sys.executable, Path(forked.__file__).parent.parent / "main.py", *SHORT, "--name", "homeless"]
+    ended = subprocess.run(command, env=kept | home, capture_output=True, text=True)
+    tried("a home folder that does not exist", ended.returncode, ended.stdout, wanted=0)
     text = forked.run("main", *SMALL, "--learning-rate", "1e6", "--name", "diverging", log=log(runs, "j"))
     tried("`--learning-rate 1e6`", *text, wanted=1)
-    after = trained(runs / "reference")
-    if before[0] != after[0] or any(not np.array_equal(before[1][name], after[1][name]) for name in before[1]):
+    checkpoint.write_config(runs / "reference", config)
+    if content(runs / "reference") != before:
         lost.append("the finished run beside all this has changed")
     text = "After each, every file in place was whole, and the finished run beside it as before."
     section("What else can go wrong", text, ["fault", "exit status", "last line"], rows)

@@ -269,14 +269,14 @@ def test_a_history_that_is_none_is_refused(copy, rows):
     """A whole number that no float can hold is not finite, but no ValueError either."""
     arrays = checkpoint.read_state(copy("state"))
     history = np.frombuffer(json.dumps(rows).encode(), np.uint8)
-    assert "training_state.npz" in refusal(training.restore, fuzz.vae(), arrays | {"history": history})
+    assert "training_state.npz" in refusal(training.restore, fuzz.vae(), arrays | {"history": history}, fuzz.RUN)
 
 
 @pytest.mark.parametrize("kind", ["g", "f2", "f8", "i8"])
 def test_a_state_of_other_types_is_refused(copy, kind):
     """TensorFlow knows no long doubles, and said so when half of the variables had been assigned."""
     arrays = checkpoint.read_state(copy("state"))
-    refusal(training.restore, fuzz.vae(), arrays | {"variable_001": arrays["variable_001"].astype(kind)})
+    refusal(training.restore, fuzz.vae(), arrays | {"variable_001": arrays["variable_001"].astype(kind)}, fuzz.RUN)
 
 
 def restore(path: Path):

@@ -30,7 +30,7 @@ def trained(folder) -> tuple[list[list[str]], dict[str, np.ndarray]]:
     """The history without its times, and every array of the training state: weights, and the optimizer's own."""
     rows = list(csv.reader((folder / "history.csv").read_text().splitlines()))
     state = checkpoint.read_state(folder)
-    del state["history"]  # which has the times
+    del state["history"], state["run"]  # the one has the times, the other differs from run to run
     return [row[:-2] for row in rows], state
 
 
@@ -116,7 +116,7 @@ def test_a_kill_between_two_files_of_an_epoch_does_no_harm(root, small_run, unfi
         (unfinished / name).write_bytes(b"of another epoch")
     (unfinished / ".999999-decoder.keras").write_bytes(b"half written")
     main.main(["--resume"])
-    for name in ("history.csv", "prior.npz"):
+    for name in ("history.csv", "prior.npz", "loss_curves.png", "reconstructions.png"):
         assert (unfinished / name).read_bytes() == (small_run.folder / name).read_bytes()
     from vae import archive
 
@@ -125,6 +125,24 @@ def test_a_kill_between_two_files_of_an_epoch_does_no_harm(root, small_run, unfi
         for ours, theirs in zip(*(model.get_weights() for model in models), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert checkpoint.read_config(unfinished)["finished"] and not list(unfinished.glob(".*"))
+
+
+def test_the_last_batch_may_be_smaller_than_the_cores_are_many(root, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (101, 28, 28), np.uint8)
+    np.savez(tmp_path / "odd.npz", x_train=images, x_test=images[:1])
+    main.main(["--data", str(tmp_path / "odd.npz"), "--epochs", "1", "--hidden-dim", "8", "--batch-size", "100"])
+    assert checkpoint.read_config(root / "standard-odd-001")["finished"]
+
+
+def test_a_run_is_resumed_in_as_many_shards_as_it_was_begun_in(unfinished, monkeypatch):
+    config = json.loads((unfinished / "config.json").read_text())
+    for count, others in ((1, 2), (2, 1)):
+        checkpoint.write_config(unfinished, config | {"shards": count})
+        monkeypatch.setattr("os.sched_getaffinity", lambda process, others=others: range(others), raising=False)
+        main.main(["--resume", str(unfinished)])
+        assert checkpoint.read_config(unfinished)["shards"] == count
+    checkpoint.write_config(unfinished, config | {"shards": 10**9})
+    assert "shards" in refusal("--resume", str(unfinished))
 
 
 # Further
@@ -143,6 +161,72 @@ def test_a_finished_run_is_taken_further_and_else_nothing_is_left_to_do(root, ru
     config = checkpoint.read_config(run_copy)
     assert config["epochs_done"] == config["settings"]["epochs"] == 3 and config["finished"]
     assert {path.name for path in run_copy.iterdir()} == set(checkpoint.FILES)
+
+
+def interrupt_while_writing(number: int, monkeypatch) -> None:
+    """Let whatever is written next end, as by a kill, before its `number`-th file takes its place."""
+    replace, left = checkpoint.os.replace, [number]
+
+    def count(*paths):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(checkpoint.os, "replace", count)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_finished_run_that_is_to_become_another_is_whole_until_it_is_that_one(tmp_path, number, monkeypatch):
+    """Overwritten, or taken further, and killed between two of the files of the first epoch."""
+
+    class Model:
+        def __init__(self, text):
+            self.save = lambda path: path.write_text(text)
+
+    config = {"settings": {"data": None, "binarize": False}, "dataset": {"name": "x", "sha256": "0"}, "versions": {}}
+    for old_or_new, finished in (("old", "2026"), ("new", None)):
+        if finished is None:
+            interrupt_while_writing(number, monkeypatch)
+        about = config | {"run": old_or_new, "epochs_done": 1, "finished": finished}
+        arrays = {"run": np.frombuffer(old_or_new.encode(), np.uint8)}
+        models = Model(old_or_new), Model(old_or_new)
+        try:
+            checkpoint.write_epoch(tmp_path, *models, [{"epoch": old_or_new}], about, arrays)
+        except KeyboardInterrupt:
+            assert number < len(checkpoint.EPOCH_FILES)
+        if finished:
+            checkpoint.write_prior(tmp_path, {"of": np.zeros(1)})
+    names = {path.name for path in tmp_path.iterdir()}
+    halves = [(tmp_path / f"{half}.keras").read_text() for half in ("encoder", "decoder")]
+    if checkpoint.read_config(tmp_path)["finished"]:
+        assert halves == ["old", "old"] and "prior.npz" in names
+    else:
+        assert checkpoint.read_state(tmp_path)["run"].tobytes() == b"new" and "prior.npz" not in names
+
+
+def test_a_state_of_another_run_is_refused(unfinished):
+    config = json.loads((unfinished / "config.json").read_text())
+    checkpoint.write_config(unfinished, config | {"run": "another"})
+    assert "not the state of this run" in refusal("--resume", str(unfinished))
+
+
+def test_a_finished_run_is_as_it_was_until_its_first_further_epoch_is_whole(run_copy, monkeypatch):
+    before = snapshot(run_copy)
+    monkeypatch.setattr(main, "train", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        main.main(["--resume", "--epochs", "3"])
+    assert snapshot(run_copy) == before
+
+
+def test_whoever_interrupts_a_run_that_overwrites_another_is_not_sent_to_the_other(run_copy, monkeypatch):
+    before = snapshot(run_copy)
+    monkeypatch.setattr(main, "train", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        main.main([*SMALL_RUN, "--name", run_copy.name, "--overwrite"])
+    assert snapshot(run_copy) == before
+    (note,) = caught.value.__notes__
+    assert "--resume" not in note and "overwritten" in note
 
 
 # With its own settings

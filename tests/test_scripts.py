@@ -379,7 +379,7 @@ def test_deterministic_operations_are_asked_for(monkeypatch, plain_keras):
     asked = []
     monkeypatch.setattr(tensorflow.config.experimental, "enable_op_determinism", lambda: asked.append(True))
     for flags in ([], ["--deterministic"]):
-        main.make_model(main.complete(main.parse([*SMALL, *flags])), steps=10)
+        main.make_model(main.complete(main.parse([*SMALL, *flags])), steps=10, shards=1)
     assert asked == [True]
 
 

@@ -34,7 +34,7 @@ CONFIG = {  # what is read of config.json, and its type
     ("dataset", "name"): str,
     ("dataset", "sha256"): str,
 }
-EPOCH_FILES = ("config.json", "history.csv", "decoder.keras", "encoder.keras", "training_state.npz")
+EPOCH_FILES = ("encoder.keras", "decoder.keras", "history.csv", "config.json", "training_state.npz")
 FILES = (*EPOCH_FILES, "loss_curves.png", "prior.npz", "reconstructions.png")
 
 
@@ -58,6 +58,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); free space or choose another place"
@@ -65,6 +66,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the names in a folder outlast a power cut, as `fsync` does for what is in a file."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def check_name(name: str, overwrite: bool) -> None:
@@ -75,7 +86,7 @@ def check_name(name: str, overwrite: bool) -> None:
         raise UserError(f"--name {name}: {root() / name} exists; take another name, or --overwrite to replace that run")
 
 
-def create(name: str | None, stem: str) -> Path:
+def create(name: str | None, stem: str, overwrite: bool = False) -> Path:
     """Make a run's folder and return it: `name`, or `stem`-NNN with the next number that nobody has.
 
     In a folder of that name that `--overwrite` released, the old run stays until `write_epoch` replaces it.
@@ -85,8 +96,10 @@ def create(name: str | None, stem: str) -> Path:
         if name is None:
             return _next_free(stem)
         folder = root() / name
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=overwrite)
         return folder
+    except FileExistsError:
+        raise UserError(f"--name {name}: {folder} exists by now; take another name, or --overwrite it") from None
     except OSError as error:
         raise UserError(
             f"{root()} cannot be written ({error.strerror or error}); VAE_CHECKPOINTS names another folder"
@@ -115,12 +128,15 @@ def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict, 
     """Write what an epoch leaves: both models, `history.csv`, a row an epoch, `config.json` and the training state.
 
     All of it is written before any of it takes its place, so that after an error, say on a full disk, the folder is as
-    it was; and as the training state holds all that resuming needs, a kill between two of the files does no harm. With
-    an epoch goes what the one before, or an earlier run of that name, had that is not of this model any more.
+    it was. First in its place is the training state, which holds all that resuming needs; next the config, by which the
+    folder is an unfinished run's; then goes what is not of this model any more, and the rest comes: after a kill
+    between any two, the folder has either the finished run that it had, or an unfinished one that can be resumed.
     """
-    with ExitStack() as stack:  # which leaves in the opposite order: the config is the last to change
-        places = [stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES]
-        config_path, history, decoder_path, encoder_path, state_path = places
+    with ExitStack() as stack:  # which leaves in the opposite order
+        places = [stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES[:3]]
+        encoder_path, decoder_path, history = places
+        stack.enter_context(_removed_afterwards([folder / name for name in FILES if name not in EPOCH_FILES]))
+        config_path, state_path = (stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES[3:])
         with open(state_path, "wb") as file:
             np.savez(file, **state)
         encoder.save(encoder_path)
@@ -130,8 +146,13 @@ def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict, 
             writer.writeheader()
             writer.writerows(rows)
         config_path.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
-        for name in set(FILES) - set(EPOCH_FILES):
-            (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _removed_afterwards(paths: list[Path]) -> Iterator[None]:
+    yield  # and no further after an error
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def read_state(folder: Path) -> dict[str, np.ndarray] | None:
@@ -185,9 +206,9 @@ def finished_now() -> str:
     Where the clock was set back, it is the moment after the last end on record: what finished last is still found.
     """
     now = datetime.now(UTC)
-    for config in _finished():
+    for end in _finished():
         with suppress(ValueError, TypeError, OverflowError):  # somebody's own idea of a time
-            now = max(now, datetime.fromisoformat(config) + timedelta(microseconds=1))
+            now = max(now, datetime.fromisoformat(end) + timedelta(microseconds=1))
     return now.isoformat(timespec="microseconds")
 
 
@@ -286,9 +307,7 @@ def read_config(folder: Path) -> dict:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError):
-        raise UserError(
-            f"{path} is not JSON, so the run cannot be restored; choose another with --checkpoint"
-        ) from None
+        raise UserError(f"{path} is not JSON, so the run cannot be restored; choose another run") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise UserError(
@@ -300,5 +319,5 @@ def read_config(folder: Path) -> dict:
         except (KeyError, TypeError, IndexError):
             fits = False
         if not fits:
-            raise UserError(f"{path} does not say a run's {' '.join(keys)}; choose another run with --checkpoint")
+            raise UserError(f"{path} does not say a run's {' '.join(keys)}; choose another run")
     return config

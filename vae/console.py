@@ -138,6 +138,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         sys.exit(f"{script}: {' '.join(str(error).splitlines())}")  # file names may have line breaks
     except KeyboardInterrupt as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break into the ending
+            signal.signal(number, signal.SIG_IGN)
         word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         print("\n" + "; ".join([f"{script}: {word}", *getattr(stop, "__notes__", [])]), file=sys.stderr)
         sys.exit(status)

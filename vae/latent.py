@@ -13,7 +13,7 @@ from vae.settings import UserError
 
 HELD_OUT = 0.1  # part of the codes that the number of components is chosen by
 COMPONENTS = (1, 2, 4, 8, 16)  # numbers of components tried, for each class
-MAX_COMPONENTS = 10**4  # of a mixture that is read, for each takes memory with each vector that is drawn
+MAX_COMPONENTS = 10**3  # of a mixture that is read, for each takes memory with each vector that is drawn
 SURE = 0.9  # the least probability of a digit, under the mixture, of a vector that is drawn for it
 ROUNDS = 10  # of drawing again what is not sure; where classes lie on each other, none ever would be
 
@@ -114,9 +114,12 @@ def draw_mixture(rng: np.random.Generator, count: int, mixture: Mixture, scale: 
         why = "was trained without labels" if known.tolist() == [-1] else f"knows only {', '.join(map(str, known))}"
         raise UserError(f"--digit {digit}: this run {why}; draw without --digit")
     z = _draw(rng, count, mixture, scale, of_digit * mixture.weights)
+    unsure = np.arange(count)
     for _ in range(ROUNDS):
-        unsure = responsibilities(mixture, z)[:, of_digit].sum(axis=1) < SURE
-        z[unsure] = _draw(rng, unsure.sum(), mixture, scale, of_digit * mixture.weights)
+        unsure = unsure[responsibilities(mixture, z[unsure])[:, of_digit].sum(axis=1) < SURE]
+        if not len(unsure):
+            break
+        z[unsure] = _draw(rng, len(unsure), mixture, scale, of_digit * mixture.weights)
     return z
 
 

@@ -47,9 +47,9 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] | None = None
 
     def fits(self, value: object, kinds: dict) -> bool:
-        """Whether a run can have this value: the default, or what the command line, read by `kinds`, could have given.
+        """Whether a run can have this value: one that the command line could have given, read by `kinds`, or none.
 
-        None, where it is no default, is fine too: a network's row stands in for it.
+        None, where that is the default, lets the network's row stand in for it, or is the value itself.
         """
         if self.kind is bool:
             return isinstance(value, bool)

@@ -64,19 +64,24 @@ def variables(vae: keras.Model) -> list:
     return [*vae.encoder.weights, *vae.decoder.weights, *vae.optimizer.variables]
 
 
-def state(vae: keras.Model, rows: list[dict]) -> dict[str, np.ndarray]:
-    """Return as plain arrays where training stands after the epochs of these rows."""
+def state(vae: keras.Model, rows: list[dict], run: str) -> dict[str, np.ndarray]:
+    """Return as plain arrays where the run of that name stands after the epochs of these rows."""
     arrays = {f"variable_{index:03d}": keras.ops.convert_to_numpy(v) for index, v in enumerate(variables(vae))}
-    return arrays | {"history": np.frombuffer(json.dumps(rows).encode(), np.uint8)}
+    notes = {"history": rows, "run": run}
+    return arrays | {name: np.frombuffer(json.dumps(note).encode(), np.uint8) for name, note in notes.items()}
 
 
-def restore(vae: keras.Model, arrays: dict[str, np.ndarray]) -> list[dict]:
+def restore(vae: keras.Model, arrays: dict[str, np.ndarray], run: str) -> list[dict]:
     """Let training stand where `state` found it, and return the rows of the epochs; UserError where it does not fit."""
     own = variables(vae)
     try:
         values = [arrays[f"variable_{index:03d}"] for index in range(len(own))]
-        rows = json.loads(arrays["history"].astype(np.uint8).tobytes())
-        if len(arrays) != len(own) + 1 or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        rows, of_run = (json.loads(arrays[name].astype(np.uint8).tobytes()) for name in ("history", "run"))
+        if (
+            of_run != run
+            or len(arrays) != len(own) + 2
+            or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1))
+        ):
             raise ValueError("of another network or with another history")
         if not all(list(row) == FIELDS and all(map(math.isfinite, row.values())) for row in rows):
             raise ValueError("with another history")
@@ -125,8 +130,9 @@ class EpochLog(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._check_finite(logs, "its end")
-        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
-            self._stop("the weights", "its end")
+        kept = (*self.model.weights, *self.model.optimizer.variables)
+        if not all(np.isfinite(keras.ops.convert_to_numpy(variable)).all() for variable in kept):
+            self._stop("the weights, or the optimizer's averages,", "its end")
         row = {"epoch": epoch + 1}
         for prefix in ("", "test_"):
             row |= {prefix + name: round(float(logs[prefix.replace("test_", "val_") + name]), 4) for name in LOSSES}
