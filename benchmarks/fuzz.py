@@ -127,7 +127,7 @@ KINDS = {  # and the folders of the healthy files, which `make` fills
 @functools.cache
 def vae():
     """The model that a training state is restored into."""
-    return trainer.make_model(SETTINGS, steps=10)
+    return trainer.make_model(SETTINGS, 10, shards=1)
 
 
 def make(folder: Path) -> None:
@@ -249,7 +249,9 @@ class Case(NamedTuple):
     seconds: float
 
 
-def run(kind: str, numbers: Iterable[int], seed: int, healthy: Path, folder: Path) -> Iterator[Case]:
+def run(
+    kind: str, numbers: Iterable[int], seed: int, healthy: Path, folder: Path, limit: float = LIMIT
+) -> Iterator[Case]:
     """Run the cases of these numbers, each in a folder that is made for it below `folder` and removed after it."""
     read, harms, rare = KINDS[kind]
     (folder / f"{hostile.MODULE}.py").write_text("")
@@ -263,7 +265,7 @@ def run(kind: str, numbers: Iterable[int], seed: int, healthy: Path, folder: Pat
         harm = list(table)[index]
         table[harm](path, rng)
         before = peak()
-        refusal, defects, seconds = observe(read, path)
+        refusal, defects, seconds = observe(read, path, limit)
         if peak() > max(before, base + MEMORY):
             defects.append(f"memory rose by {(peak() - base) / 2**30:.2f} GiB")
         shutil.rmtree(folder / "case")
