@@ -353,13 +353,15 @@ def restore(folder: Path, name: str = "decoder"):
     return archive.load_model(folder, "encoder", (28, 28), [(None,), (None,)])
 
 
-def edited(archive: Path, change) -> None:
-    """Rewrite a `.keras` archive, with its config changed."""
+def edited(archive: Path, change, saved_by: str | None = None) -> None:
+    """Rewrite a `.keras` archive, with its config changed, and the version of Keras that it says it was saved by."""
     with zipfile.ZipFile(archive) as source:
         members = {name: source.read(name) for name in source.namelist()}
     config = json.loads(members["config.json"])
     change(config)
     members["config.json"] = json.dumps(config).encode()
+    if saved_by:
+        members["metadata.json"] = json.dumps({"keras_version": saved_by}).encode()
     with zipfile.ZipFile(archive, "w") as target:
         for name, content in members.items():
             target.writestr(name, content)
@@ -368,6 +370,16 @@ def edited(archive: Path, change) -> None:
 def layer_of(config: dict, class_name: str) -> dict:
     """The first layer of that class in the config of a model."""
     return next(layer for layer in config["config"]["layers"] if layer["class_name"] == class_name)
+
+
+def test_a_model_of_another_keras_is_restored_or_it_is_said_what_to_install(run_copy):
+    edited(run_copy / "decoder.keras", lambda config: None, saved_by="3.0.0")
+    restore(run_copy)
+    edited(run_copy / "decoder.keras", lambda config: layer_of(config, "Dense").update(class_name="Denser"), "9.8.7")
+    message = refusal(restore, run_copy)
+    assert "it was saved by Keras 9.8.7" in message and message.endswith("pip install keras==9.8.7")
+    edited(run_copy / "decoder.keras", lambda config: None, saved_by="9; rm -rf ~")
+    assert "pip" not in refusal(restore, run_copy)
 
 
 def test_both_halves_of_a_run_are_restored(run_copy):

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -769,6 +770,20 @@ def test_the_shipped_model_is_as_good_as_it_says(tmp_path, here, capsys):
         assert found[name] == pytest.approx(figures[name], abs=0.3)
     assert found["nll"] == pytest.approx(figures["nll"], abs=0.5)
     assert found["general_loss"] <= 97.0
+
+
+def test_the_shipped_model_is_restored_from_any_path_and_folder_and_is_not_written_to(tmp_path, here, capsys):
+    folder = shutil.copytree(SHIPPED, tmp_path / "a place with ä, 数 and 'quotes'" / "run 1")
+    for path in (*folder.iterdir(), folder):
+        path.chmod(0o444 if path.is_file() else 0o555)
+    before = snapshot(folder)
+    try:
+        generator.main(["--checkpoint", str(folder), "--count", "2"])
+        evaluate.main(["--checkpoint", str(folder), "--dataset", "digits", "--json", *FEW])
+    finally:
+        folder.chmod(0o755)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["checkpoint"] == str(folder)
+    assert snapshot(folder) == before and Path("generated_images.png").exists()
 
 
 @pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR does not name a folder with the files of MNIST")
