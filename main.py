@@ -145,8 +145,10 @@ def resumable(folder: Path, config: dict) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        if checkpoint.read_config(folder).get("run") == config["run"]:
-            stop.add_note(f"go on with: python main.py --resume {shlex.quote(shown(folder))}")
+        kept = checkpoint.read_config(folder)
+        if kept.get("run") == config["run"]:
+            further = f" --epochs {config['settings']['epochs']}" if kept["finished"] else ""
+            stop.add_note(f"go on with: python main.py --resume {shlex.quote(shown(folder))}{further}")
         else:
             stop.add_note(
                 f"nothing of it is kept yet, and {shown(folder)} still has the run that was to be overwritten"

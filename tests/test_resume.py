@@ -214,9 +214,10 @@ def test_a_state_of_another_run_is_refused(unfinished):
 def test_a_finished_run_is_as_it_was_until_its_first_further_epoch_is_whole(run_copy, monkeypatch):
     before = snapshot(run_copy)
     monkeypatch.setattr(main, "train", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         main.main(["--resume", "--epochs", "3"])
     assert snapshot(run_copy) == before
+    assert caught.value.__notes__[0].endswith(f"--resume {main.shown(run_copy)} --epochs 3")
 
 
 def test_whoever_interrupts_a_run_that_overwrites_another_is_not_sent_to_the_other(run_copy, monkeypatch):
