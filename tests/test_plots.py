@@ -171,3 +171,12 @@ def test_kl_is_shown_by_dimension_from_the_largest():
     assert [bar.get_height() for bar in axes.patches] == [2.0, 0.5, 0.25]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "0", "2"]
     assert axes.get_ylabel() == "nats per image" and "2.75" in axes.get_title()
+
+
+def test_what_lies_on_each_other_is_pushed_apart_and_the_rest_stays():
+    places = np.array([[0, 0], [0.1, 0], [0.1, 0.1], [9, 9]])
+    pushed = plots._apart(places, 1.0)
+    gaps = np.linalg.norm(pushed[:, None] - pushed[None, :], axis=2)[np.triu_indices(4, 1)]
+    assert gaps.min() > 0.95
+    np.testing.assert_allclose(pushed[3], [9, 9])
+    assert np.abs(pushed[:3] - places[:3]).max() < 1.2

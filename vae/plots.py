@@ -94,13 +94,24 @@ def latent_means(mean: np.ndarray, labels: np.ndarray | None, title: str) -> Fig
         own = plane[labels == label]
         marker = f"${label}$" if len(classes) > 1 else "."
         axes.scatter(*own.T, s=18, marker=marker, color=colour, linewidths=0.2, alpha=0.7)
-    for label, colour in zip(classes, colours, strict=True):
-        if len(classes) > 1:
+    if len(classes) > 1:
+        middles = np.stack([np.median(plane[labels == label], axis=0) for label in classes])
+        for place, label, colour in zip(_apart(middles, 0.06 * np.ptp(plane)), classes, colours, strict=True):
             box = {"boxstyle": "circle", "facecolor": "white", "edgecolor": colour, "linewidth": 2}
-            axes.text(*np.median(plane[labels == label], axis=0), str(label), size=14, weight="bold", bbox=box)
+            axes.text(*place, str(label), size=14, weight="bold", ha="center", va="center", bbox=box)
     axes.set(title=title, xlabel=axis_labels[0], ylabel=axis_labels[1])
     axes.set_aspect("equal")
     return figure
+
+
+def _apart(places: np.ndarray, distance: float) -> np.ndarray:
+    """Push places (n, 2) apart, little by little, until none hides another."""
+    for _ in range(100):
+        gaps = places[:, None] - places[None, :]  # (n, n, 2)
+        lengths = np.linalg.norm(gaps, axis=2, keepdims=True)
+        push = np.clip(distance - lengths, 0, None) / np.maximum(lengths, 1e-9)
+        places = places + np.sum(push * gaps, axis=1) / 4
+    return places
 
 
 def _plane(mean: np.ndarray) -> tuple[np.ndarray, list[str]]:
