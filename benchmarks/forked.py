@@ -75,6 +75,7 @@ def _become(script: str, arguments: list[str], log: Path, prepare: Callable[[], 
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.argv = [f"{script}.py", *arguments]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
         prepare()
         console.run(importlib.import_module(script).main)
     except SystemExit as end:
