@@ -250,7 +250,8 @@ def test_runs_that_begin_together_get_folders_of_their_own(root):
 def test_overwriting_takes_the_same_folder_and_leaves_the_old_run_until_there_is_a_new_one(root):
     folder = make_run(root, "mine", finished="2020")
     before = snapshot(root)
-    assert checkpoint.create("mine", "stem") == folder
+    assert checkpoint.create("mine", "stem", overwrite=True) == folder
+    assert "exists by now" in refusal(checkpoint.create, "mine", "stem")
     assert snapshot(root) == before
 
 
@@ -337,8 +338,8 @@ def test_a_config_is_refused_with_the_reason(root):
     for content, words in (
         ('{"format": 99}', ["format 99", f"reads {checkpoint.FORMAT}"]),
         ("{}", ["format None"]),
-        ("{", ["not JSON", "--checkpoint"]),
-        (json.dumps({"format": 1, **PLAIN, "settings": {"data": None}}), ["settings binarize", "--checkpoint"]),
+        ("{", ["not JSON", "choose another run"]),
+        (json.dumps({"format": 1, **PLAIN, "settings": {"data": None}}), ["settings binarize", "choose another run"]),
     ):
         path.write_text(content)
         message = refusal(checkpoint.read_config, folder)

@@ -528,7 +528,7 @@ def spies(monkeypatch) -> list[Spy]:
         spies.append(Spy(load_model(*arguments)))
         return spies[-1]
 
-    monkeypatch.setattr(checkpoint, "load_model", load)
+    monkeypatch.setattr(archive, "load_model", load)
     return spies
 
 

@@ -96,10 +96,10 @@ def create(name: str | None, stem: str, overwrite: bool = False) -> Path:
         if name is None:
             return _next_free(stem)
         folder = root() / name
+        if folder.exists() and not overwrite:  # since `check_name` looked, another run has taken it
+            raise UserError(f"--name {name}: {folder} exists by now; take another name, or --overwrite it")
         folder.mkdir(exist_ok=overwrite)
         return folder
-    except FileExistsError:
-        raise UserError(f"--name {name}: {folder} exists by now; take another name, or --overwrite it") from None
     except OSError as error:
         raise UserError(
             f"{root()} cannot be written ({error.strerror or error}); VAE_CHECKPOINTS names another folder"
