@@ -265,6 +265,7 @@ def test_other_images_are_refused(unfinished, tmp_path):
         ("network", "none"),
         ("network", []),
         ("epochs", -1),
+        ("hidden_dim", 10**5),  # which would take 160 GB
         ("epochs", True),
         ("batch_size", "64"),
         ("seed", 1.5),

@@ -27,6 +27,11 @@ def positive_integer(text: str) -> int:
     return _number(text, int, "a whole number from 1 to 1000000", lambda number: 1 <= number <= 10**6)
 
 
+def layer_size(text: str) -> int:
+    """A whole number from 1 to 1024, for argparse: a network of these fits any memory, whoever wrote its config."""
+    return _number(text, int, "a whole number from 1 to 1024", lambda number: 1 <= number <= 1024)
+
+
 def seed(text: str) -> int:
     """A whole number that NumPy and Keras both take as a seed, for argparse."""
     return _number(text, int, "a whole number from 0 to 4294967295", lambda number: 0 <= number < 2**32)
@@ -54,6 +59,7 @@ def _number(text: str, kind: type, wanted: str, fits: Callable) -> int | float:
 
 KINDS = {
     "positive integer": positive_integer,
+    "layer size": layer_size,
     "seed": seed,
     "positive number": positive_number,
     "number": number,

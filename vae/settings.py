@@ -80,8 +80,8 @@ SETTINGS = (
     Setting(
         "learning_rate", None, "Adam's peak step size, reached in a short warm-up, then cosine decay", "positive number"
     ),
-    Setting("latent_dim", None, "latent dimensions", "positive integer"),
-    Setting("hidden_dim", None, "units of the LSTM", "positive integer"),
+    Setting("latent_dim", None, "latent dimensions, up to 1024", "layer size"),
+    Setting("hidden_dim", None, "units of the LSTM, up to 1024", "layer size"),
     Setting("beta", 1.0, "weight of the KL term while training; the losses shown are always unweighted", "number"),
     Setting("binarize", False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", bool),
     Setting("seed", 0, "seed of weights, order and noise, a whole number", "seed"),
