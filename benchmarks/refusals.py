@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import forked
 
+from vae.data import IDX_STEMS
+
 RUN = ("--dataset", "digits", "--epochs", "1", "--hidden-dim", "8", "--latent-dim", "3", "--batch-size", "64")
 TRAIN = ("--hidden-dim", "8", "--latent-dim", "3", "--epochs", "1")
-STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def main() -> None:
@@ -79,15 +80,15 @@ def bad_data(folder: Path) -> None:
     """Folders of IDX files and .npz files, each with one thing wrong."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (70, 28, 28), np.uint8), np.zeros(70, np.uint8)
-    whole = dict(zip(STEMS, map(idx, (images, labels, images, labels)), strict=True))
-    packed = gzip.compress(whole[STEMS[0]])
+    whole = dict(zip(IDX_STEMS, map(idx, (images, labels, images, labels)), strict=True))
+    packed = gzip.compress(whole[IDX_STEMS[0]])
     changes = {
-        "truncated": {STEMS[0]: whole[STEMS[0]][:-1000]},
-        "empty": {STEMS[0]: b""},
-        "corrupt": {STEMS[0]: packed[:300] + b"\xff" * 50 + packed[350:]},
-        "wrong-magic": {STEMS[0]: idx(images, magic=0x999)},
-        "labels-of-others": {STEMS[1]: idx(labels[:-1])},
-        "zero-images": {STEMS[0]: idx(images[:0]), STEMS[1]: idx(labels[:0])},
+        "truncated": {IDX_STEMS[0]: whole[IDX_STEMS[0]][:-1000]},
+        "empty": {IDX_STEMS[0]: b""},
+        "corrupt": {IDX_STEMS[0]: packed[:300] + b"\xff" * 50 + packed[350:]},
+        "wrong-magic": {IDX_STEMS[0]: idx(images, magic=0x999)},
+        "labels-of-others": {IDX_STEMS[1]: idx(labels[:-1])},
+        "zero-images": {IDX_STEMS[0]: idx(images[:0]), IDX_STEMS[1]: idx(labels[:0])},
     }
     for name, change in changes.items():
         (folder / name).mkdir()
@@ -102,7 +103,7 @@ def bad_data(folder: Path) -> None:
 
 
 def bad_runs(folder: Path) -> None:
-    """Copies of a good run, each with one thing wrong, and an older folder that nobody may write to."""
+    """Copies of a good run, each with one thing wrong."""
     for name in ("half-written", "other-version", "no-models", "bomb"):
         shutil.copytree(folder / "runs" / "good", folder / name)
     for half in ("encoder", "decoder"):
@@ -112,7 +113,6 @@ def bad_runs(folder: Path) -> None:
             archive.writestr("assets/zeros", bytes(300 * 2**20))
     config = folder / "other-version" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99}))
-    (folder / "a-file").write_text("not a folder")
 
 
 def cases() -> list[tuple[str, str, tuple, int | None]]:

@@ -121,7 +121,11 @@ def _next_free(stem: str) -> Path:
 def write_config(folder: Path, config: dict) -> None:
     """Write `config.json`: every setting, the data set, the library versions, how far the run has come."""
     with replacing(folder / "config.json") as path:
-        path.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
+        _dump_config(path, config)
+
+
+def _dump_config(path: Path, config: dict) -> None:
+    path.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
 
 
 def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict, state: dict[str, np.ndarray]) -> None:
@@ -145,7 +149,7 @@ def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict, 
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        config_path.write_text(json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
+        _dump_config(config_path, config)
 
 
 @contextmanager
@@ -217,14 +221,17 @@ def _finished() -> dict[str, Path]:
     return {config["finished"]: folder for folder, config in _readable(root()) if config["finished"]}
 
 
+def _finished_last() -> Path | None:
+    return max(_finished().items(), default=(None, None))[1]
+
+
 def choose(path: str | None, flag: str = "--checkpoint") -> Path:
     """The folder to restore from: `path`, else the run that finished last by its own record, else the shipped model."""
     if path is not None:
         if not Path(path).is_dir():
             raise UserError(f"{flag} {path}: no such folder; the runs are in {root()}")
         return Path(path)
-    finished = _finished()
-    return finished[max(finished)] if finished else PROJECT / "checkpoints" / "pretrained"
+    return _finished_last() or PROJECT / "checkpoints" / "pretrained"
 
 
 def to_resume(path: str) -> Path:
@@ -234,10 +241,10 @@ def to_resume(path: str) -> Path:
     unfinished = [folder for folder, config in _readable(root()) if not config["finished"] and not _is_held(folder)]
     if unfinished:
         return max(unfinished, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
-    finished = _finished()
-    if not finished:
+    last = _finished_last()
+    if last is None:
         raise UserError(f"--resume: there is no run in {root()}; name its folder with --resume DIR, or start a new one")
-    return finished[max(finished)]
+    return last
 
 
 @contextmanager
