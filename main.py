@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from vae import checkpoint, console, data, download
-from vae.settings import SETTINGS, UserError, complete
+from vae.settings import NETWORKS, SETTINGS, UserError, complete
 
 SAMPLE = 40  # test images in reconstructions.png
 TEST_BATCH = 1000  # images
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         len(dataset.train_images) % settings["batch_size"] or settings["batch_size"],
         len(dataset.test_images) % TEST_BATCH or TEST_BATCH,
     )
-    vae = make_model(settings, steps, shards(settings["batch_size"], smallest, earlier))
+    vae = make_model(settings, steps, shards(settings, smallest, earlier))
     config = record(settings, dataset, vae, earlier)
     if folder is None:
         stem = f"{settings['network']}-{dataset.name}"
@@ -177,34 +177,37 @@ def stand(vae, folder: Path, earlier: dict | None, config: dict) -> list[dict]:
     return rows
 
 
-def shards(batch_size: int, smallest: int, earlier: dict | None = None) -> int:
+def shards(settings: dict, smallest: int, earlier: dict | None = None) -> int:
     """How many parts of a batch are computed side by side, one a core; in a run that is resumed, as many as before.
 
     Never more than the images in the smallest batch, as no part may be empty; and a GPU has all at once.
     """
-    smallest = max(1, min(smallest, batch_size // SHARD))
+    smallest = max(1, min(smallest, settings["batch_size"] // SHARD))
     if earlier is not None:
         count = earlier.get("shards")
         if not isinstance(count, int) or not 1 <= count <= smallest:
             raise UserError(f"config.json: shards cannot be {count!r:.50}; choose another run to resume")
         return count
-    keras = import_keras(batch_size)
-    if keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
+    keras = import_keras(settings)
+    if not NETWORKS[settings["network"]].sharded or keras.backend.backend() != "tensorflow":
+        return 1
+    if keras.distribution.list_devices("gpu"):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, smallest)
 
 
-def import_keras(batch_size: int):
-    """Import Keras for training with batches of this size, and return it."""
-    if batch_size >= 2 * SHARD:  # then each core has a shard to itself, and an operation need not span two
+def import_keras(settings: dict):
+    """Import Keras for training with these settings, and return it."""
+    if NETWORKS[settings["network"]].sharded and settings["batch_size"] >= 2 * SHARD:
+        # Then each core has a shard to itself, and an operation need not span two.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     return console.import_keras()
 
 
 def make_model(settings: dict, steps: int, shards: int):
     """Import Keras, seed it, and return the compiled VAE that `settings` describe, to be trained for so many steps."""
-    keras = import_keras(settings["batch_size"])
+    keras = import_keras(settings)
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy(settings["precision"])
     if settings["deterministic"] and keras.backend.backend() == "tensorflow":
@@ -212,6 +215,7 @@ def make_model(settings: dict, steps: int, shards: int):
 
         tensorflow.config.experimental.enable_op_determinism()
     import model
+    from vae import training
 
     encoder, decoder = model.build(settings["network"], settings["hidden_dim"], settings["latent_dim"])
     vae = model.VAE(encoder, decoder, settings["beta"], shards)
@@ -220,7 +224,7 @@ def make_model(settings: dict, steps: int, shards: int):
         0.0, max(1, steps - warmup), warmup_target=settings["learning_rate"], warmup_steps=warmup
     )
     vae.compile(
-        optimizer=keras.optimizers.Adam(rate),
+        optimizer=training.Adam(rate),
         # XLA makes this network slower on a CPU, and keeps the LSTM from cuDNN on a GPU; JAX knows no other way.
         jit_compile=keras.backend.backend() == "jax",
         steps_per_execution=max(1, IMAGES_PER_EXECUTION // settings["batch_size"]),

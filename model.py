@@ -24,10 +24,9 @@ def standard(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model
 
     z = keras.Input((latent_dim,), name="z")
     h = layers.Dense(256, activation="silu", name="dense1")(z)
-    h = layers.Dense(7 * 7 * 64, activation="silu", name="dense2")(h)
-    h = layers.Reshape((7, 7, 64), name="reshape")(h)
-    h = _tconv(64, 3, strides=1, name="tconv1")(h)  # (batch, 7, 7, 64)
-    h = _tconv(32, 4, strides=2, name="tconv2")(h)  # (batch, 14, 14, 32)
+    h = _small_image(h, 7, 64, "dense2", "silu")
+    h = _tconv(64, 3, strides=1, name="tconv1", activation="silu")(h)  # (batch, 7, 7, 64)
+    h = _tconv(32, 4, strides=2, name="tconv2", activation="silu")(h)  # (batch, 14, 14, 32)
     # The last stage gives the 2 x 2 pixels of each place as 4 channels and lays them out (Shi et al., 2016): what a
     # transposed convolution of stride 2 to a single channel does, in a shape that processors are quick at.
     h = _tconv(4, 3, strides=1, name="tconv3", activation=None)(h)  # (batch, 14, 14, 4)
@@ -36,7 +35,87 @@ def standard(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model
     return encoder, _decoder(z, h)
 
 
-BUILDERS = {"standard": standard}
+def readout(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """All outputs of the LSTM are encoded; a dense layer of 784 units reads the image out of the last feature maps."""
+    image = keras.Input((28, 28), name="image")
+    rows = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(image)  # (batch, 28, hidden_dim)
+    encoder = _encoder(image, layers.Flatten(name="flatten")(rows), latent_dim)
+
+    z = keras.Input((latent_dim,), name="z")
+    h = layers.Dense(98, activation="relu", name="dense1")(z)
+    h = _small_image(h, 14, 1, "dense2")
+    for number, (filters, strides) in enumerate([(64, 1), (32, 1), (32, 2)], start=1):
+        h = _tconv(filters, 3, strides, name=f"tconv{number}")(h)  # 14 x 14, but for the last, 28 x 28
+        h = layers.Dropout(0.25, name=f"dropout{number}")(h)
+    h = layers.Flatten(name="flatten")(h)  # (batch, 25088)
+    return encoder, _decoder(z, layers.Dense(784, name="dense3")(h))
+
+
+def posterior(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """The encoder's standard deviation is a softplus, for a latent plane that transposed convolutions draw from."""
+    image = keras.Input((28, 28), name="image")
+    h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
+    h = layers.Dense(200, activation="relu", name="dense1")(h)
+    h = layers.Dense(200, activation="relu", name="dense2")(h)
+    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(h)
+    scale = layers.Dense(latent_dim, activation="softplus", dtype="float32", name="scale")(h)
+    encoder = keras.Model(image, [mean, 2.0 * ops.log(scale)], name="encoder")
+
+    z = keras.Input((latent_dim,), name="z")
+    h = layers.Dense(24, activation="relu", name="dense1")(z)
+    return encoder, _decoder(z, _quadrupled(_small_image(h, 7, 64, "dense2"), 64, 32))
+
+
+def dense(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """The last output of a wide LSTM is encoded; two dense layers decode."""
+    image = keras.Input((28, 28), name="image")
+    encoder = _encoder(image, layers.LSTM(hidden_dim, name="lstm")(image), latent_dim)
+
+    z = keras.Input((latent_dim,), name="z")
+    h = layers.Dense(256, activation="relu", name="dense1")(z)
+    return encoder, _decoder(z, layers.Dense(784, name="dense2")(h))
+
+
+def batchnorm(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """Normalised images; three blocks of transposed convolution, batch normalisation, pooling and dropout draw.
+
+    Left open by its authors: the dense layer sees all rows at once; the decoder begins with 7 x 7 x 64, its blocks have
+    64, 32 and 16 filters, and pooling averages 2 x 2 places with a stride of 1, which smooths what strides leave.
+    """
+    image = keras.Input((28, 28), name="image")
+    h = layers.Normalization(axis=None, mean=0.1307, variance=0.3081**2, name="normalization")(image)  # MNIST's
+    h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(h)  # (batch, 28, hidden_dim)
+    h = layers.ReLU(name="relu")(layers.Flatten(name="flatten")(h))
+    encoder = _encoder(image, layers.Dense(256, activation="relu", name="dense")(h), latent_dim)
+
+    z = keras.Input((latent_dim,), name="z")
+    h = _small_image(z, 7, 64, "dense")
+    for number, (filters, size, strides) in enumerate([(64, 3, 1), (32, 4, 2), (16, 4, 2)], start=1):
+        h = _tconv(filters, size, strides, name=f"tconv{number}")(h)  # 7 x 7, 14 x 14, 28 x 28
+        h = layers.BatchNormalization(name=f"batchnorm{number}")(h)
+        h = layers.AveragePooling2D(2, strides=1, padding="same", name=f"pooling{number}")(h)
+        h = layers.Dropout(0.1, name=f"dropout{number}")(h)
+    return encoder, _decoder(z, _tconv(1, 3, strides=1, name="tconv4", activation=None)(h))
+
+
+def plane(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """The last output of the LSTM and a dense layer give a point of a plane; transposed convolutions draw from it."""
+    image = keras.Input((28, 28), name="image")
+    h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
+    encoder = _encoder(image, layers.Dense(128, activation="relu", name="dense")(h), latent_dim)
+
+    z = keras.Input((latent_dim,), name="z")
+    return encoder, _decoder(z, _quadrupled(_small_image(z, 7, 32, "dense"), 32, 32))
+
+
+BUILDERS = {
+    "standard": standard,
+    "readout": readout,
+    "posterior": posterior,
+    "dense": dense,
+    "batchnorm": batchnorm,
+    "plane": plane,
+}
 
 
 def build(network: str, hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
@@ -48,8 +127,21 @@ def build(network: str, hidden_dim: int, latent_dim: int) -> tuple[keras.Model, 
     return BUILDERS[network](hidden_dim, latent_dim)
 
 
-def _tconv(filters: int, size: int, strides: int, name: str, activation: str | None = "silu") -> layers.Layer:
+def _small_image(h, side: int, channels: int, name: str, activation: str = "relu"):
+    """Turn vectors into feature maps (batch, side, side, channels) by a dense layer."""
+    h = layers.Dense(side * side * channels, activation=activation, name=name)(h)
+    return layers.Reshape((side, side, channels), name="reshape")(h)
+
+
+def _tconv(filters: int, size: int, strides: int, name: str, activation: str | None = "relu") -> layers.Layer:
     return layers.Conv2DTranspose(filters, size, strides, padding="same", activation=activation, name=name)
+
+
+def _quadrupled(h, *filters: int):
+    """Double height and width of feature maps with each of two transposed convolutions; end in a single channel."""
+    for number, count in enumerate(filters, start=1):
+        h = _tconv(count, 3, strides=2, name=f"tconv{number}")(h)
+    return _tconv(1, 3, strides=1, name=f"tconv{len(filters) + 1}", activation=None)(h)
 
 
 def _encoder(image, features, latent_dim: int) -> keras.Model:

@@ -89,7 +89,7 @@ class Project:
 
         self.job = job
         size = job.settings["batch_size"]
-        self.vae = main.make_model(job.settings, job.images // size * job.epochs, main.shards(size, size))
+        self.vae = main.make_model(job.settings, job.images // size * job.epochs, main.shards(job.settings, size))
         images = job.load_images()
         self.fit(Batches(images[: job.warmup()], size, 0, shuffle=True))
         self.batches = Batches(images, size, 0, shuffle=True)

@@ -31,7 +31,7 @@ def profile(images: int) -> None:
     """Print the share of each part."""
     settings = main.complete({})
     vae = main.make_model(
-        settings, 10**6, main.shards(settings["batch_size"], images % settings["batch_size"] or images)
+        settings, 10**6, main.shards(settings, images % settings["batch_size"] or images)
     )
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2

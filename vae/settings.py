@@ -20,6 +20,7 @@ class Network(NamedTuple):
     learning_rate: float
     hidden_dim: int
     latent_dim: int
+    sharded: bool = True  # cut batches into shards, one a core; weights too many for that are better worked on by all
 
 
 NETWORKS = {
@@ -31,6 +32,11 @@ NETWORKS = {
         hidden_dim=64,
         latent_dim=32,
     ),
+    "readout": Network("all outputs of the LSTM; a dense layer reads out the image", 50, 100, 1e-3, 64, 64, sharded=False),
+    "posterior": Network("a softplus standard deviation; a latent plane", 50, 100, 1e-3, 28, 2),
+    "dense": Network("a wide LSTM; two dense layers", 30, 256, 1e-3, 256, 16),
+    "batchnorm": Network("normalised images, batch normalisation, pooling and dropout", 50, 100, 1e-3, 32, 32),
+    "plane": Network("a latent plane", 170, 250, 1e-3, 64, 2),
 }
 
 DATASETS = ("mnist", "fashion-mnist", "digits")
