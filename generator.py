@@ -62,6 +62,13 @@ def parse(arguments: list[str] | None = None):
         action="store_true",
         help="test images drawn at random instead, each with its reconstruction to its right (default: off)",
     )
+    instead.add_argument(
+        "--from",
+        dest="source",
+        choices=("reconstructions",),
+        help="images drawn at random from those that a run with --save-reconstructions keeps instead "
+        "(default: the decoder)",
+    )
     add(
         "--dataset",
         choices=DATASETS,
@@ -90,18 +97,17 @@ def main(arguments: list[str] | None = None) -> None:
     config = checkpoint.read_config(folder)
     prior = checkpoint.read_prior(folder)
     check(options, prior)
-    console.import_keras()
-    decoder = archive.load_model(folder, "decoder", (None,), [(28, 28)])
-    import model
+    decoder = None if options.source else restored(folder)
     from vae import plots
 
-    print("----- Decoder -----", *model.decoder_stages(decoder), sep="\n")
     print(f"-> Checkpoints are restored from {folder}")
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     print(f"-> Generation is started. ({described(options, prior)}, seed {seed})", flush=True)
 
     rng = np.random.default_rng(seed)
-    if options.reconstruct:
+    if options.source:
+        count, columns, images = kept(options, folder, rng)
+    elif options.reconstruct:
         count, columns, images = reconstructed(options, folder, config, decoder, rng)
     else:
         count, columns, vectors = planned(options, prior, decoder.input_shape[1], rng)
@@ -117,6 +123,16 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"-> Generated images are saved in {options.output}")
 
 
+def restored(folder: Path):
+    """Restore the decoder of the run in `folder`, and print its stages."""
+    console.import_keras()
+    decoder = archive.load_model(folder, "decoder", (None,), [(28, 28)])
+    import model
+
+    print("----- Decoder -----", *model.decoder_stages(decoder), sep="\n")
+    return decoder
+
+
 def sampler(options, prior: dict | None) -> str:
     """The sampler that was asked for, else the better one of those that the run has."""
     return options.sampler or ("prior" if prior is None else "mixture")
@@ -128,7 +144,7 @@ def check(options, prior: dict | None) -> None:
         raise UserError("--sampler mixture: this run has no prior.npz with a mixture; draw from the prior")
     if options.digit is not None and sampler(options, prior) == "prior":
         raise UserError("--digit: the prior knows no digits, only a run's mixture does; draw without --digit")
-    if options.digit is not None and (options.interpolate or options.manifold or options.reconstruct):
+    if options.digit is not None and (options.interpolate or options.manifold or options.reconstruct or options.source):
         raise UserError("--digit: it goes with plain drawing only; leave it, or the other picture, out")
     if (options.data or options.dataset) and not options.reconstruct:
         raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
@@ -138,6 +154,8 @@ def described(options, prior: dict | None) -> str:
     """What is drawn, in words."""
     if options.reconstruct:
         return "reconstructions of test images"
+    if options.source:
+        return "reconstructions of training images"
     if options.manifold:
         return "the latent plane"
     source = {"prior": "the prior N(0, I)", "mixture": "the mixture fitted to the training images"}[
@@ -207,16 +225,19 @@ def reconstructed(
     return 2 * wanted, columns, pairs()
 
 
+def kept(options, folder: Path, rng: np.random.Generator) -> tuple[int, int, Iterator[np.ndarray]]:
+    """Return count, columns and one batch of the training images' reconstructions, drawn at random."""
+    images = checkpoint.read_reconstructions(folder)
+    wanted = min(options.count or 100, len(images))
+    chosen = images[rng.choice(len(images), wanted, replace=False)]
+    return wanted, options.columns or math.ceil(math.sqrt(wanted)), iter([chosen / np.float32(255)])
+
+
 def written(batches: Iterator[np.ndarray], count: int, path: Path) -> Iterator[np.ndarray]:
     """Pass batches of images through, writing them to an .npz on the way, so that they never lie in memory together."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, 28, 28)}
-    with (
-        zipfile.ZipFile(path, "w") as archive,  # stored: floats hardly shrink, and trying takes longer than decoding
-        archive.open("images.npy", "w", force_zip64=True) as file,
-    ):
-        np.lib.format.write_array_header_1_0(file, header)
+    with checkpoint.images_file(path, count, "<f4", zipfile.ZIP_STORED) as add:
         for batch in batches:
-            file.write(batch.astype("<f4").tobytes())
+            add(batch)
             yield batch
 
 

@@ -6,18 +6,16 @@ import math
 import os
 import platform
 import secrets
-import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import results
+import resume
 from vae import checkpoint, console, data, download
-from vae.settings import NETWORKS, SETTINGS, UserError, complete
+from vae.console import shown
+from vae.settings import NETWORKS, UserError, complete, pixel_variance
 
-SAMPLE = 40  # test images in reconstructions.png
-TEST_BATCH = 1000  # images
 WARMUP = 0.01  # part of the training steps in which the learning rate rises
 SHARD = 25  # images of a batch that are worth a core of their own
 IMAGES_PER_EXECUTION = 2000  # images between two looks at the keyboard: under a second on a laptop
@@ -46,35 +44,26 @@ def check(settings: dict) -> None:
         raise UserError("--overwrite: which run? Say so with --name")
 
 
-def agreed(given: dict, config: dict, folder: Path) -> dict:
-    """The settings of the run that is resumed; UserError where the command line, or its own config, contradicts them.
+def list_networks() -> None:
+    """Print every network's name, number of parameters and line."""
+    console.import_keras()
+    import model
 
-    Two things may be said anew: where its images are now, and a larger number of epochs once it is finished.
-    """
-    for setting in SETTINGS:
-        if not setting.fits(value := config["settings"].get(setting.name, setting.default), console.KINDS):
-            raise UserError(
-                f"{folder / 'config.json'}: {setting.name} cannot be {value!r:.50}; choose another run to resume"
-            )
-    own = complete(config["settings"])
-    for name, value in given.items():
-        longer = name == "epochs" and config["finished"] and value > own["epochs"]
-        if name in own and value != own[name] and not longer and name not in ("data", "dataset"):
-            run = f"the run in {shown(folder)} has {own[name]}"
-            raise UserError(f"{console.flag(name)} {value}: {run}; leave it out, or start a new run")
-    if "data" in given or "dataset" in given:
-        own |= {"data": given.get("data"), "dataset": given.get("dataset")}
-    return own | {"epochs": given.get("epochs", own["epochs"])}
+    for name, own in NETWORKS.items():
+        parameters = sum(half.count_params() for half in model.build(name, own.hidden_dim, own.latent_dim))
+        print(f"{name:{max(map(len, NETWORKS))}}  {parameters:>10,} parameters  {own.summary}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line -> data -> model -> training -> files -> figures."""
     given = parse(arguments)
+    if given.get("network") == "help":
+        return list_networks()
     folder, earlier = None, None  # of the run that is resumed
     if "resume" in given:
         folder = checkpoint.to_resume(given["resume"])
         earlier = checkpoint.read_config(folder)
-        settings = agreed(given, earlier, folder)
+        settings = resume.settings(given, earlier, folder)
         if earlier["finished"] and settings["epochs"] <= earlier["epochs_done"]:
             print(f"-> The run in {shown(folder)} is finished ({settings['epochs']} epochs): nothing is left to do.")
             print("-> A larger --epochs takes it further.")
@@ -86,7 +75,15 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--dataset: it contradicts --data; give one of the two")
     if settings["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
-    dataset = load(settings, earlier)
+    if settings["binarize"] and settings["likelihood"] == "gaussian":
+        raise UserError("--binarize: binary pixels are not Gaussian; leave it, or --likelihood gaussian, out")
+    if settings["data"]:
+        settings["data"] = os.path.abspath(settings["data"])  # the run is restored from other folders, too
+    if earlier is None:
+        dataset = data.load(*download.find(settings["dataset"], settings["data"]))
+    else:
+        dataset = resume.dataset(settings, earlier)
+    dataset, held_out = data.split(dataset, settings["validation_split"], settings["seed"])
     if settings["batch_size"] > len(dataset.train_images):
         raise UserError(
             f"--batch-size {settings['batch_size']}: there are only {len(dataset.train_images)} training images"
@@ -95,86 +92,40 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
 
     steps = math.ceil(len(dataset.train_images) / settings["batch_size"]) * settings["epochs"]
-    smallest = min(
-        len(dataset.train_images) % settings["batch_size"] or settings["batch_size"],
-        len(dataset.test_images) % TEST_BATCH or TEST_BATCH,
-    )
+    judged_on = dataset.test_images if held_out is None else held_out
+    batched = [(dataset.train_images, settings["batch_size"])]
+    batched += [(images, results.BATCH) for images in (dataset.train_images, judged_on, dataset.test_images)]
+    smallest = min(len(images) % size or size for images, size in batched)
     vae = make_model(settings, steps, shards(settings, smallest, earlier))
     config = record(settings, dataset, vae, earlier)
     if folder is None:
         stem = f"{settings['network']}-{dataset.name}"
         folder = checkpoint.create(settings["name"], stem, settings["overwrite"])
-    with checkpoint.held(folder), resumable(folder, config):
-        show(settings, dataset, vae)
-        rows = stand(vae, folder, earlier, config)
+    with checkpoint.held(folder), resume.told(folder, config):
+        show(settings, dataset, held_out, vae)
+        rows = [] if earlier is None else resume.stand(vae, folder, earlier, config)
         if rows and not earlier["finished"]:  # of its last epoch, a kill may have left some files only
             keep(vae, folder, config, rows)
-        rows = train(vae, settings, dataset, config, folder, rows)
-        keep_prior(vae, settings, dataset, folder)
-        draw(vae, settings, dataset, rows, folder)
-        checkpoint.write_config(folder, config | {"epochs_done": len(rows), "finished": checkpoint.finished_now()})
+        elif not (folder / "config.json").exists():  # or it is that of a run to be overwritten, once an epoch is whole
+            checkpoint.write_config(folder, config)
+            results.draw_training_images(settings, dataset, folder)
+        rows = train(vae, settings, dataset, held_out, config, folder, rows)
+        results.keep_prior(vae, settings, dataset, folder)
+        if settings["save_reconstructions"]:
+            results.keep_reconstructions(vae, settings, dataset, folder)
+        results.draw(vae, settings, dataset, rows, folder)
+        losses = results.test(vae, settings, dataset, rows)
+        ending = {"epochs_done": len(rows), "test": losses, "finished": checkpoint.finished_now()}
+        checkpoint.write_config(folder, config | ending)
 
     print(f"-> Plot of loss curves is saved in {shown(folder / 'loss_curves.png')}")
     print(f"-> Model is saved in {shown(folder)}")
-    general, reconstruction, kl = (rows[-1][f"test_{name}_loss"] for name in ("general", "reconstruction", "kl"))
     print(
-        f"-> Test: general loss {general:.2f} = reconstruction {reconstruction:.2f} + KL {kl:.2f} nats per image "
+        f"-> Test: general loss {losses['general_loss']:.2f} = reconstruction {losses['reconstruction_loss']:.2f} + "
+        f"KL {losses['kl_loss']:.2f} nats per image "
         f"({len(dataset.test_images):,} images of {dataset.name}, one posterior sample each)"
     )
     print(f"-> Draw digits from it: python generator.py --checkpoint {shown(folder)}")
-
-
-def load(settings: dict, earlier: dict | None) -> data.Dataset:
-    """Load the images; for a run that is resumed, those that it was begun with, and no others."""
-    if settings["data"]:
-        settings["data"] = os.path.abspath(settings["data"])  # the run is restored from other folders, too
-    if earlier is None:
-        return data.load(*download.find(settings["dataset"], settings["data"]))
-    dataset = data.load(*download.find_for_run(settings["dataset"], settings["data"], earlier))
-    if dataset.sha256 != earlier["dataset"]["sha256"]:
-        raise UserError(
-            f"--resume: {dataset.source} holds other images than the run was begun with; say with --data where they are"
-        )
-    warning = earlier["dataset"].get("warning")  # that digits stood in for MNIST stays true
-    return dataset._replace(warning=warning if isinstance(warning, str) else None)
-
-
-@contextmanager
-def resumable(folder: Path, config: dict) -> Iterator[None]:
-    """Let whoever interrupts the run know how to go on with it."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        kept = checkpoint.read_config(folder)
-        if kept.get("run") == config["run"]:
-            further = f" --epochs {config['settings']['epochs']}" if kept["finished"] else ""
-            stop.add_note(f"go on with: python main.py --resume {shlex.quote(shown(folder))}{further}")
-        else:
-            stop.add_note(
-                f"nothing of it is kept yet, and {shown(folder)} still has the run that was to be overwritten"
-            )
-        raise
-
-
-def stand(vae, folder: Path, earlier: dict | None, config: dict) -> list[dict]:
-    """Bring the model to where the run stands, and return the rows of its epochs; a new run has none."""
-    from vae import training
-
-    if earlier is None:
-        if not (folder / "config.json").exists():  # or it is that of a run to be overwritten, once an epoch is whole
-            checkpoint.write_config(folder, config)
-        return []
-    if earlier.get("backend") != config["backend"]:
-        raise UserError(f"{folder} was begun with KERAS_BACKEND={earlier.get('backend')!r:.50}; set it to go on")
-    for name, version in config["versions"].items():
-        if (before := earlier["versions"].get(name)) != version:
-            print(f"-> Begun with {name} {before}, now {version}: the last digits may differ.", file=sys.stderr)
-    arrays = checkpoint.read_state(folder)
-    if arrays is None and earlier["epochs_done"]:
-        raise UserError(f"{folder} has no training_state.npz, so it cannot be taken further; start a new run")
-    rows = training.restore(vae, arrays, config["run"]) if arrays else []
-    print(f"-> Training is resumed after epoch {len(rows)} of {config['settings']['epochs']} in {shown(folder)}.")
-    return rows
 
 
 def shards(settings: dict, smallest: int, earlier: dict | None = None) -> int:
@@ -182,19 +133,15 @@ def shards(settings: dict, smallest: int, earlier: dict | None = None) -> int:
 
     Never more than the images in the smallest batch, as no part may be empty; and a GPU has all at once.
     """
-    smallest = max(1, min(smallest, settings["batch_size"] // SHARD))
+    most = max(1, min(smallest, settings["batch_size"] // SHARD))
     if earlier is not None:
-        count = earlier.get("shards")
-        if not isinstance(count, int) or not 1 <= count <= smallest:
-            raise UserError(f"config.json: shards cannot be {count!r:.50}; choose another run to resume")
-        return count
+        return resume.shards(earlier, most)
     keras = import_keras(settings)
-    if not NETWORKS[settings["network"]].sharded or keras.backend.backend() != "tensorflow":
-        return 1
-    if keras.distribution.list_devices("gpu"):
+    sharded = NETWORKS[settings["network"]].sharded and keras.backend.backend() == "tensorflow"
+    if not sharded or keras.distribution.list_devices("gpu"):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, smallest)
+    return min(cores, most)
 
 
 def import_keras(settings: dict):
@@ -218,7 +165,7 @@ def make_model(settings: dict, steps: int, shards: int):
     from vae import training
 
     encoder, decoder = model.build(settings["network"], settings["hidden_dim"], settings["latent_dim"])
-    vae = model.VAE(encoder, decoder, settings["beta"], shards)
+    vae = model.VAE(encoder, decoder, settings["beta"], shards, pixel_variance(settings))
     warmup = max(1, round(WARMUP * steps))
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=settings["learning_rate"], warmup_steps=warmup
@@ -232,7 +179,7 @@ def make_model(settings: dict, steps: int, shards: int):
     return vae
 
 
-def show(settings: dict, dataset: data.Dataset, vae) -> None:
+def show(settings: dict, dataset: data.Dataset, held_out, vae) -> None:
     """Print the banner with every setting, and the shape of every stage."""
     import keras
 
@@ -242,6 +189,7 @@ def show(settings: dict, dataset: data.Dataset, vae) -> None:
         "network": settings["network"],
         "dataset": f"{dataset.name} ({dataset.source}{'; mnist was not to be had' if dataset.warning else ''})",
         "train_images": len(dataset.train_images),
+        "validation_images": 0 if held_out is None else len(held_out),
         "test_images": len(dataset.test_images),
         "batch_size": settings["batch_size"],
         "hidden_dim": settings["hidden_dim"],
@@ -249,6 +197,7 @@ def show(settings: dict, dataset: data.Dataset, vae) -> None:
         "epoch_number": settings["epochs"],
         "learning_rate": settings["learning_rate"],
         "beta": settings["beta"],
+        "likelihood": settings["likelihood"] + ("" if vae.variance is None else f" (variance {vae.variance:g})"),
         "binarize": settings["binarize"],
         "precision": settings["precision"],
         "deterministic": settings["deterministic"],
@@ -291,8 +240,13 @@ def record(settings: dict, dataset: data.Dataset, vae, earlier: dict | None) -> 
     }
 
 
-def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path, rows: list[dict]) -> list[dict]:
-    """Fit the model from the epoch after `rows` on, keeping it in `folder` after every epoch; return all the rows."""
+def train(
+    vae, settings: dict, dataset: data.Dataset, held_out, config: dict, folder: Path, rows: list[dict]
+) -> list[dict]:
+    """Fit the model from the epoch after `rows` on, keeping it in `folder` after every epoch; return all the rows.
+
+    After each epoch it is judged on the images (n, 28, 28) that were held out, or on the test images if none were.
+    """
     import keras
 
     from vae.training import Batches, EpochLog
@@ -302,14 +256,16 @@ def train(vae, settings: dict, dataset: data.Dataset, config: dict, folder: Path
 
     seed, binarize = settings["seed"], settings["binarize"]
     batches = Batches(dataset.train_images, settings["batch_size"], seed, shuffle=True, binarize=binarize)
-    log = EpochLog(batches, seed, partial(keep, vae, folder, config), rows)
+    judged_on = Batches(dataset.test_images if held_out is None else held_out, results.BATCH, seed, binarize=binarize)
+    prefix = "test_" if held_out is None else "val_"
+    log = EpochLog(batches, seed, partial(keep, vae, folder, config), rows, prefix)
     boards = [keras.callbacks.TensorBoard(str(folder / "tensorboard"))] if settings["tensorboard"] else []
     print("-> Training is started.", flush=True)
     vae.fit(
         batches,
         epochs=settings["epochs"],
         initial_epoch=len(rows),
-        validation_data=Batches(dataset.test_images, TEST_BATCH, seed, binarize=binarize),
+        validation_data=judged_on,
         callbacks=[log, *boards],
         shuffle=False,  # Keras would shuffle the batches, by Python's own generator
         verbose=0,
@@ -323,50 +279,6 @@ def keep(vae, folder: Path, config: dict, rows: list[dict]) -> None:
 
     state = training.state(vae, rows, config["run"])
     checkpoint.write_epoch(folder, vae.encoder, vae.decoder, rows, config | {"epochs_done": len(rows)}, state)
-
-
-def keep_prior(vae, settings: dict, dataset: data.Dataset, folder: Path) -> None:
-    """Fit a mixture to posterior samples of the training images, for generator.py to draw from, and keep it."""
-    import numpy as np
-
-    from vae import latent
-    from vae.training import Batches
-
-    print("-> A mixture is fitted to the latent codes.", flush=True)
-    batches = Batches(dataset.train_images, 1000, settings["seed"], binarize=settings["binarize"])
-    mean, log_var = vae.encoder.predict(batches, verbose=0)
-    noise = np.random.default_rng(settings["seed"]).standard_normal(mean.shape, np.float32)
-    mixture = latent.fit(mean + np.exp(log_var / 2) * noise, dataset.train_labels, settings["seed"])
-    checkpoint.write_prior(folder, mixture._asdict() | {"activity": mean.var(axis=0)})
-
-
-def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: Path) -> None:
-    """Write the run's figures."""
-    import keras
-
-    from vae import plots
-    from vae.training import Batches
-
-    vae.reseed(settings["seed"], settings["epochs"])
-    title = f"{settings['network']} on {dataset.name}" + (
-        ", because MNIST was not to be had" if dataset.warning else ""
-    )
-    with checkpoint.replacing(folder / "loss_curves.png") as path:
-        plots.loss_curves(rows, title).savefig(path, dpi=120, bbox_inches="tight")
-    (images,) = Batches(dataset.test_images[:SAMPLE], SAMPLE, settings["seed"], binarize=settings["binarize"])[0]
-    logits, _, _ = vae(images)
-    pixels = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits))
-    with checkpoint.replacing(folder / "reconstructions.png") as path:
-        plots.reconstructions(images, pixels, f"{title}: test images").savefig(path, dpi=120, bbox_inches="tight")
-
-
-def shown(path: Path) -> str:
-    """A path as one would type it from here."""
-    try:
-        relative = os.path.relpath(path)
-    except ValueError:  # on Windows, from one drive to another
-        return str(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (equations 3 and 10); Re
 Backpropagation and Approximate Inference in Deep Generative Models, 2014.
 """
 
+import math
 from itertools import pairwise
 
 import keras
@@ -175,12 +176,19 @@ def _aligned(shapes: list[tuple[str, tuple]]) -> list[str]:
     return [f"{name + ':':{width}}  {shape}" for name, shape in shapes]
 
 
-def reconstruction_loss(images, logits):
-    """Binary cross-entropy of each image (n, 28, 28) from logits (n, 28, 28): (n,), in nats per image.
+def reconstruction_loss(images, logits, variance: float | None = None):
+    """-log p(x|z) of each image (n, 28, 28), where the decoder gives logits (n, 28, 28): (n,), in nats per image.
 
-    softplus(l) - x * l is -x * log(sigmoid(l)) - (1 - x) * log(1 - sigmoid(l)), without the logarithm of zero.
+    Without a variance, pixels are Bernoulli and this is the binary cross-entropy: softplus(l) - x * l is
+    -x * log(sigmoid(l)) - (1 - x) * log(1 - sigmoid(l)), without the logarithm of zero. With one, pixels are Gaussian
+    around sigmoid(l): the squared error over twice the variance, and the density's constant, which may be negative.
     """
-    return ops.sum(ops.softplus(logits) - images * logits, axis=(1, 2))
+    if variance is None:
+        nats = ops.softplus(logits) - images * logits
+    else:
+        squared_error = ops.square(images - ops.sigmoid(logits))
+        nats = 0.5 * (squared_error / variance + math.log(2 * math.pi * variance))
+    return ops.sum(nats, axis=(1, 2))
 
 
 def kl_loss(mean, log_var):
@@ -193,11 +201,11 @@ def logits_of(decoder: keras.Model) -> keras.Model:
     return keras.Model(decoder.input, decoder.get_layer("logits").output)
 
 
-def log_likelihood_of(decoder: keras.Model) -> keras.Model:
+def log_likelihood_of(decoder: keras.Model, variance: float | None = None) -> keras.Model:
     """The decoder as a density: images (n, 28, 28) and latent vectors (n, D) to log p(x|z), (n,), in nats per image."""
     image = keras.Input((28, 28), name="image")
     z = keras.Input(decoder.input_shape[1:], name="z")
-    return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z)))
+    return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
 
 
 class VAE(keras.Model):
@@ -205,18 +213,27 @@ class VAE(keras.Model):
 
     The three figures that `fit` and `evaluate` report are means over all images seen, in nats per image: the general
     loss (reconstruction + KL, the negative ELBO), the reconstruction loss and the KL loss. `beta` weighs the KL term in
-    the gradient alone (Higgins et al., beta-VAE, 2017): at any beta the figures stay an ELBO.
+    the gradient alone (Higgins et al., beta-VAE, 2017): at any beta the figures stay an ELBO. With a `variance`, pixels
+    are Gaussian.
 
     Each batch is computed in so many `shards`, nothing of one waiting for another, so that each core can have its own:
     the same mathematics, and quicker than many cores at one small operation after the other.
     """
 
-    def __init__(self, encoder: keras.Model, decoder: keras.Model, beta: float = 1.0, shards: int = 1):
+    def __init__(
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        beta: float = 1.0,
+        shards: int = 1,
+        variance: float | None = None,
+    ):
         super().__init__(name="vae", dtype="float32")
         self.encoder = encoder
         self.decoder = decoder
         self.beta = beta
         self.shards = shards
+        self.variance = variance
         self.noise = keras.random.SeedGenerator(0)
         self._logits = logits_of(decoder)
         self._means = [keras.metrics.Mean(name) for name in ("general_loss", "reconstruction_loss", "kl_loss")]
@@ -240,7 +257,7 @@ class VAE(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         logits, mean, log_var = y_pred
-        reconstruction = reconstruction_loss(x, logits)
+        reconstruction = reconstruction_loss(x, logits, self.variance)
         kl = kl_loss(mean, log_var)
         for tracker, value in zip(self._means, (reconstruction + kl, reconstruction, kl), strict=True):
             tracker.update_state(value)

@@ -30,9 +30,7 @@ PARTS = (  # the first that an operation's name matches
 def profile(images: int) -> None:
     """Print the share of each part."""
     settings = main.complete({})
-    vae = main.make_model(
-        settings, 10**6, main.shards(settings, images % settings["batch_size"] or images)
-    )
+    vae = main.make_model(settings, 10**6, main.shards(settings, images % settings["batch_size"] or images))
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import reduce
@@ -35,7 +35,7 @@ CONFIG = {  # what is read of config.json, and its type
     ("dataset", "sha256"): str,
 }
 EPOCH_FILES = ("encoder.keras", "decoder.keras", "history.csv", "config.json", "training_state.npz")
-FILES = (*EPOCH_FILES, "loss_curves.png", "prior.npz", "reconstructions.png")
+OTHERS = ("loss_curves.png", "prior.npz", "reconstructions.npz", "reconstructions.png", "training_images.png")
 
 
 def root() -> Path:
@@ -139,7 +139,7 @@ def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict, 
     with ExitStack() as stack:  # which leaves in the opposite order
         places = [stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES[:3]]
         encoder_path, decoder_path, history = places
-        stack.enter_context(_removed_afterwards([folder / name for name in FILES if name not in EPOCH_FILES]))
+        stack.enter_context(_removed_afterwards([folder / name for name in OTHERS]))
         config_path, state_path = (stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES[3:])
         with open(state_path, "wb") as file:
             np.savez(file, **state)
@@ -173,6 +173,34 @@ def write_prior(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 def read_prior(folder: Path) -> dict[str, np.ndarray] | None:
     """Read `prior.npz`, or return None where the run has none; raises UserError where it is not plain numbers."""
     return _read_arrays(folder / "prior.npz", "remove it to draw from the prior")
+
+
+def read_reconstructions(folder: Path) -> np.ndarray:
+    """Read the images (n, 28, 28), bytes, that `reconstructions.npz` has; UserError where the run kept none."""
+    path = folder / "reconstructions.npz"
+    arrays = _read_arrays(path, "draw from the decoder")
+    if arrays is None:
+        raise UserError(f"{path} is missing: only a run with --save-reconstructions has it; draw from the decoder")
+    images = arrays.get("images")
+    if images is None or images.dtype != np.uint8 or images.shape[1:] != (28, 28) or not len(images):
+        raise UserError(f"{path} holds no images (n, 28, 28) of bytes; draw from the decoder")
+    return images
+
+
+@contextmanager
+def images_file(path: Path, count: int, dtype: str, compression: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Give a function that adds a batch (n, 28, 28) to an .npz of `count` images, under the key `images`.
+
+    So they never lie in memory together. `compression` is zipfile's: floats hardly shrink, and trying takes longer than
+    decoding them.
+    """
+    header = {"descr": dtype, "fortran_order": False, "shape": (count, 28, 28)}
+    with (
+        zipfile.ZipFile(path, "w", compression) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda batch: file.write(batch.astype(dtype).tobytes())
 
 
 def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:

@@ -7,9 +7,10 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
-from vae.settings import NETWORKS, SETTINGS, UserError
+from vae.settings import NETWORKS, SETTINGS, UserError, complete
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +48,11 @@ def number(text: str) -> float:
     return _number(text, float, "a number from 0", lambda number: number >= 0)
 
 
+def share(text: str) -> float:
+    """A number from 0 to below 1, for argparse."""
+    return _number(text, float, "a number from 0 to below 1", lambda number: 0 <= number < 1)
+
+
 def _number(text: str, kind: type, wanted: str, fits: Callable) -> int | float:
     try:
         value = kind(text)
@@ -63,6 +69,7 @@ KINDS = {
     "seed": seed,
     "positive number": positive_number,
     "number": number,
+    "share": share,
     str: str,
 }
 
@@ -77,7 +84,8 @@ class SettingsParser(Parser):
                 more = {"action": "store_true", "help": f"{setting.help} (default: off)"}
             else:
                 metavar = None if setting.choices else setting.name.rsplit("_")[-1].upper()
-                more = {"type": KINDS[setting.kind], "choices": setting.choices, "metavar": metavar}
+                choices = (*setting.choices, "help") if setting.name == "network" else setting.choices
+                more = {"type": KINDS[setting.kind], "choices": choices, "metavar": metavar}
                 more["help"] = setting.help + _default(setting)
             self.add_argument(flag(setting.name), default=argparse.SUPPRESS, **more)
 
@@ -87,12 +95,30 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def shown(path: Path) -> str:
+    """A path as one would type it from here."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # on Windows, from one drive to another
+        return str(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def settings_of(config: dict, folder: Path) -> dict:
+    """Every setting of the run in `folder` as its config has it; UserError where no command line could have said so."""
+    for setting in SETTINGS:
+        if not setting.fits(value := config["settings"].get(setting.name, setting.default), KINDS):
+            raise UserError(f"{folder / 'config.json'}: {setting.name} cannot be {value!r:.50}; choose another run")
+    return complete(config["settings"])
+
+
 def _default(setting) -> str:
     if "default:" in setting.help:
         return ""
     if setting.default is not None:
         return f" (default: {setting.default})"
-    return f" (default: {', '.join(f'{getattr(own, setting.name)} for {name}' for name, own in NETWORKS.items())})"
+    own = {name: getattr(network, setting.name) for name, network in NETWORKS.items()}
+    return f" (default: {', '.join(f'{value:g} for {name}' for name, value in own.items())})"
 
 
 def import_keras():

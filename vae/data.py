@@ -62,6 +62,25 @@ def load(name: str, path: Path | None, source: str, warning: str | None = None) 
     return Dataset(name, *train, *test, _fingerprint(train[0], test[0]), source, warning)
 
 
+def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, np.ndarray | None]:
+    """Hold out that share of the training images, chosen by `seed`: the data set without them, and they, (n, 28, 28).
+
+    Raises UserError where no image would be left on one side.
+    """
+    if share == 0:
+        return dataset, None
+    count = len(dataset.train_images)
+    held = round(share * count)
+    if not 0 < held < count:
+        raise UserError(
+            f"--validation-split {share:g}: of {count:,} training images that holds out {held:,}; change it"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    out, rest = np.sort(order[:held]), np.sort(order[held:])
+    labels = None if dataset.train_labels is None else dataset.train_labels[rest]
+    return dataset._replace(train_images=dataset.train_images[rest], train_labels=labels), dataset.train_images[out]
+
+
 def pixels(images: np.ndarray) -> np.ndarray:
     """Images as float32 in [0, 1]: bytes are divided by 255, floats stay as they are."""
     return images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32, copy=False)

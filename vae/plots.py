@@ -36,22 +36,26 @@ def write_png(grid: np.ndarray, path) -> None:
 
 
 def loss_curves(rows: list[dict], title: str) -> Figure:
-    """Draw the three losses of a run's history against the epoch, training and test, in nats per image."""
+    """Draw the three losses of a run's history against the epoch, in nats per image.
+
+    Beside those on the training images stand those on the test or the validation images, whichever the rows have.
+    """
     figure = Figure(figsize=(12, 4), layout="constrained")
     figure.suptitle(title)
     epochs = [row["epoch"] for row in rows]
+    held_out, name_of_it = ("val_", "validation") if "val_general_loss" in rows[0] else ("test_", "test")
     panels = {
         "general_loss": "General loss",
         "reconstruction_loss": "Reconstruction loss",
         "kl_loss": "KL-divergence loss",
     }
     for axes, (name, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for prefix, style, who in (("", "-", "train"), ("test_", "--", "test")):
+        for prefix, style, who in (("", "-", "train"), (held_out, "--", name_of_it)):
             curve = [row[prefix + name] for row in rows]
             axes.plot(epochs, curve, style, marker="o" if len(rows) == 1 else None, label=f"{who} ({curve[-1]:.2f})")
         axes.set(title=label, xlabel="epoch", ylabel="nats per image")
         if len(rows) > 5:  # the first epoch would press all that follows into a line along the bottom
-            later = [row[prefix + name] for row in rows[1:] for prefix in ("", "test_")]
+            later = [row[prefix + name] for row in rows[1:] for prefix in ("", held_out)]
             margin = 0.05 * (max(later) - min(later)) or 1.0
             axes.set_ylim(min(later) - margin, max(later) + margin)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -20,6 +20,7 @@ class Network(NamedTuple):
     learning_rate: float
     hidden_dim: int
     latent_dim: int
+    validation_split: float = 0.0
     sharded: bool = True  # cut batches into shards, one a core; weights too many for that are better worked on by all
 
 
@@ -32,14 +33,17 @@ NETWORKS = {
         hidden_dim=64,
         latent_dim=32,
     ),
-    "readout": Network("all outputs of the LSTM; a dense layer reads out the image", 50, 100, 1e-3, 64, 64, sharded=False),
+    "readout": Network(
+        "all outputs of the LSTM; a dense layer reads out the image", 50, 100, 1e-3, 64, 64, sharded=False
+    ),
     "posterior": Network("a softplus standard deviation; a latent plane", 50, 100, 1e-3, 28, 2),
-    "dense": Network("a wide LSTM; two dense layers", 30, 256, 1e-3, 256, 16),
+    "dense": Network("a wide LSTM; two dense layers", 30, 256, 1e-3, 256, 16, validation_split=0.3),
     "batchnorm": Network("normalised images, batch normalisation, pooling and dropout", 50, 100, 1e-3, 32, 32),
     "plane": Network("a latent plane", 170, 250, 1e-3, 64, 2),
 }
 
 DATASETS = ("mnist", "fashion-mnist", "digits")
+LIKELIHOODS = ("bernoulli", "gaussian")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -68,7 +72,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("network", "standard", "which network to train", choices=tuple(NETWORKS)),
+    Setting("network", "standard", "which network to train; help lists them", choices=tuple(NETWORKS)),
     Setting(
         "dataset",
         None,
@@ -81,6 +85,12 @@ SETTINGS = (
         "your own images instead: a folder with four IDX files named as MNIST's, or an .npz with x_train and x_test "
         "(default: none)",
     ),
+    Setting(
+        "validation_split",
+        None,
+        "share of the training images held out, to be looked at after each epoch in place of the test images",
+        "share",
+    ),
     Setting("epochs", None, "passes over the training images", "positive integer"),
     Setting("batch_size", None, "images in a training step", "positive integer"),
     Setting(
@@ -89,10 +99,13 @@ SETTINGS = (
     Setting("latent_dim", None, "latent dimensions, up to 1024", "layer size"),
     Setting("hidden_dim", None, "units of the LSTM, up to 1024", "layer size"),
     Setting("beta", 1.0, "weight of the KL term while training; the losses shown are always unweighted", "number"),
+    Setting("likelihood", "bernoulli", "what a pixel is, given the latent vector", choices=LIKELIHOODS),
+    Setting("variance", 0.01, "of a pixel, where pixels are gaussian", "positive number"),
     Setting("binarize", False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", bool),
     Setting("seed", 0, "seed of weights, order and noise, a whole number", "seed"),
     Setting("name", None, "the run's folder under checkpoints/ (default: NETWORK-DATASET-NNN, the next free number)"),
     Setting("overwrite", False, "replace the run that --name names", bool),
+    Setting("save_reconstructions", False, "keep the reconstructions of all training images, as bytes", bool),
     Setting("precision", "float32", "what the layers compute in; losses are float32 always", choices=PRECISIONS),
     Setting("tensorboard", False, "write TensorBoard logs into the run's folder as well", bool),
     Setting("deterministic", False, "use only deterministic operations (for a GPU; slower)", bool),
@@ -104,3 +117,8 @@ def complete(given: dict) -> dict:
     own = NETWORKS[given.get("network", "standard")]._asdict()
     defaults = {setting.name: own.get(setting.name, setting.default) for setting in SETTINGS}
     return defaults | {name: given[name] for name in defaults if given.get(name) is not None}
+
+
+def pixel_variance(settings: dict) -> float | None:
+    """The variance of a Gaussian pixel; None where a pixel is Bernoulli."""
+    return settings["variance"] if settings["likelihood"] == "gaussian" else None

@@ -13,7 +13,11 @@ from tqdm import tqdm
 from vae.settings import UserError
 
 LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
-FIELDS = ["epoch", *LOSSES, *("test_" + name for name in LOSSES), "seconds", "elapsed"]  # of a row of history.csv
+
+
+def fields(judged_on: str) -> list[str]:
+    """What a row of history.csv holds, where the losses after an epoch are those `judged_on` "val_" or "test_" images."""
+    return ["epoch", *LOSSES, *(judged_on + name for name in LOSSES), "seconds", "elapsed"]
 
 
 class Batches(keras.utils.PyDataset):
@@ -97,7 +101,7 @@ def state(vae: keras.Model, rows: list[dict], run: str) -> dict[str, np.ndarray]
     return arrays | {name: np.frombuffer(json.dumps(note).encode(), np.uint8) for name, note in notes.items()}
 
 
-def restore(vae: keras.Model, arrays: dict[str, np.ndarray], run: str) -> list[dict]:
+def restore(vae: keras.Model, arrays: dict[str, np.ndarray], run: str, judged_on: str = "test_") -> list[dict]:
     """Let training stand where `state` found it, and return the rows of the epochs; UserError where it does not fit."""
     own = variables(vae)
     try:
@@ -109,7 +113,7 @@ def restore(vae: keras.Model, arrays: dict[str, np.ndarray], run: str) -> list[d
             or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1))
         ):
             raise ValueError("of another network or with another history")
-        if not all(list(row) == FIELDS and all(map(math.isfinite, row.values())) for row in rows):
+        if not all(list(row) == fields(judged_on) and all(map(math.isfinite, row.values())) for row in rows):
             raise ValueError("with another history")
         for variable, value in zip(own, values, strict=True):
             if (value.shape, value.dtype) != (tuple(variable.shape), variable.dtype) or not np.isfinite(value).all():
@@ -128,12 +132,20 @@ class EpochLog(keras.callbacks.Callback):
     finite, before anything of that epoch is kept.
     """
 
-    def __init__(self, batches: Batches, seed: int, keep: Callable[[list[dict]], None], rows: list[dict] = ()):
+    def __init__(
+        self,
+        batches: Batches,
+        seed: int,
+        keep: Callable[[list[dict]], None],
+        rows: list[dict] = (),
+        judged_on: str = "test_",
+    ):
         super().__init__()
         self.rows = list(rows)
         self._batches = batches
         self._seed = seed
         self._keep = keep
+        self._judged_on = judged_on
 
     def on_train_begin(self, logs=None):
         self._began = time.perf_counter() - (self.rows[-1]["elapsed"] if self.rows else 0)
@@ -159,12 +171,10 @@ class EpochLog(keras.callbacks.Callback):
         kept = (*self.model.weights, *self.model.optimizer.variables)
         if not all(np.isfinite(keras.ops.convert_to_numpy(variable)).all() for variable in kept):
             self._stop("the weights, or the optimizer's averages,", "its end")
-        row = {"epoch": epoch + 1}
-        for prefix in ("", "test_"):
-            row |= {prefix + name: round(float(logs[prefix.replace("test_", "val_") + name]), 4) for name in LOSSES}
-        now = time.perf_counter()
-        row["seconds"] = round(self._steps_ended - self._epoch_began, 3)
-        row["elapsed"] = round(now - self._began, 3)
+        losses = [round(float(logs[prefix + name]), 4) for prefix in ("", "val_") for name in LOSSES]
+        seconds = round(self._steps_ended - self._epoch_began, 3)
+        elapsed = round(time.perf_counter() - self._began, 3)
+        row = dict(zip(fields(self._judged_on), [epoch + 1, *losses, seconds, elapsed], strict=True))
         self.rows.append(row)
         self._keep(self.rows)
         tqdm.write(self._line(row))
@@ -175,10 +185,11 @@ class EpochLog(keras.callbacks.Callback):
 
     def _line(self, row: dict) -> str:
         epochs = self.params["epochs"]
+        who = {"val_": "Validation", "test_": "Test"}[self._judged_on]
         return (
             f"|--- Epoch: {row['epoch']:>{len(str(epochs))}}/{epochs} \t---> "
             f"General loss: {row['general_loss']:.2f} | Reconstruction loss: {row['reconstruction_loss']:.2f} | "
-            f"KL-divergence loss: {row['kl_loss']:.2f} | Test: {row['test_general_loss']:.2f} | {row['seconds']:.1f} s"
+            f"KL-divergence loss: {row['kl_loss']:.2f} | {who}: {row[self._judged_on + 'general_loss']:.2f} | {row['seconds']:.1f} s"
         )
 
     def _check_finite(self, logs: dict, where: str) -> None:
