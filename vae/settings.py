@@ -34,12 +34,47 @@ NETWORKS = {
         latent_dim=32,
     ),
     "readout": Network(
-        "all outputs of the LSTM; a dense layer reads out the image", 50, 100, 1e-3, 64, 64, sharded=False
+        summary="all outputs of the LSTM are encoded; a dense layer reads the image out of feature maps",
+        epochs=50,
+        batch_size=100,
+        learning_rate=1e-3,
+        hidden_dim=64,
+        latent_dim=64,
+        sharded=False,
     ),
-    "posterior": Network("a softplus standard deviation; a latent plane", 50, 100, 1e-3, 28, 2),
-    "dense": Network("a wide LSTM; two dense layers", 30, 256, 1e-3, 256, 16, validation_split=0.3),
-    "batchnorm": Network("normalised images, batch normalisation, pooling and dropout", 50, 100, 1e-3, 32, 32),
-    "plane": Network("a latent plane", 170, 250, 1e-3, 64, 2),
+    "posterior": Network(
+        summary="a plane of two latents, its standard deviation by softplus",
+        epochs=30,
+        batch_size=100,
+        learning_rate=2e-3,
+        hidden_dim=28,
+        latent_dim=2,
+    ),
+    "dense": Network(
+        summary="a wide LSTM's last output is encoded; two dense layers decode",
+        epochs=30,
+        batch_size=256,
+        learning_rate=3e-3,
+        hidden_dim=256,
+        latent_dim=16,
+        validation_split=0.3,
+    ),
+    "batchnorm": Network(
+        summary="normalised images; the decoder has batch normalisation, pooling and dropout",
+        epochs=50,
+        batch_size=100,
+        learning_rate=1e-3,
+        hidden_dim=32,
+        latent_dim=32,
+    ),
+    "plane": Network(
+        summary="a plane of two latents, from the LSTM's last output and a dense layer",
+        epochs=170,
+        batch_size=250,
+        learning_rate=2e-3,
+        hidden_dim=64,
+        latent_dim=2,
+    ),
 }
 
 DATASETS = ("mnist", "fashion-mnist", "digits")

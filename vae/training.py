@@ -16,7 +16,7 @@ LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
 
 
 def fields(judged_on: str) -> list[str]:
-    """What a row of history.csv holds, where the losses after an epoch are those `judged_on` "val_" or "test_" images."""
+    """What a row of history.csv holds, where each epoch is `judged_on` "val_" or "test_" images."""
     return ["epoch", *LOSSES, *(judged_on + name for name in LOSSES), "seconds", "elapsed"]
 
 
@@ -31,8 +31,8 @@ class Batches(keras.utils.PyDataset):
     def __init__(
         self, images: np.ndarray, batch_size: int, seed: int, *, shuffle: bool = False, binarize: bool = False
     ):
-        # With two workers, Keras queues the batches itself. With one it leaves that to tf.data, whose self-tuning thread
-        # (2.21) can miss that an epoch is over: the next one then began up to ten seconds late, one time in six.
+        # With two workers, Keras queues the batches itself. With one it leaves that to tf.data, whose self-tuning
+        # thread (TensorFlow 2.21) can miss that an epoch is over, and the next one begins some seconds late.
         super().__init__(workers=2)
         self._images = images
         self._batch_size = batch_size
@@ -186,10 +186,11 @@ class EpochLog(keras.callbacks.Callback):
     def _line(self, row: dict) -> str:
         epochs = self.params["epochs"]
         who = {"val_": "Validation", "test_": "Test"}[self._judged_on]
+        judged = row[self._judged_on + "general_loss"]
         return (
             f"|--- Epoch: {row['epoch']:>{len(str(epochs))}}/{epochs} \t---> "
             f"General loss: {row['general_loss']:.2f} | Reconstruction loss: {row['reconstruction_loss']:.2f} | "
-            f"KL-divergence loss: {row['kl_loss']:.2f} | {who}: {row[self._judged_on + 'general_loss']:.2f} | {row['seconds']:.1f} s"
+            f"KL-divergence loss: {row['kl_loss']:.2f} | {who}: {judged:.2f} | {row['seconds']:.1f} s"
         )
 
     def _check_finite(self, logs: dict, where: str) -> None:
