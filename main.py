@@ -18,7 +18,6 @@ from vae.settings import NETWORKS, UserError, complete, pixel_variance
 
 WARMUP = 0.01  # part of the training steps in which the learning rate rises
 SHARD = 25  # images of a batch that are worth a core of their own
-IMAGES_PER_EXECUTION = 2000  # images between two looks at the keyboard: under a second on a laptop
 
 
 def parse(arguments: list[str] | None = None) -> dict:
@@ -166,6 +165,7 @@ def make_model(settings: dict, steps: int, shards: int):
 
     encoder, decoder = model.build(settings["network"], settings["hidden_dim"], settings["latent_dim"])
     vae = model.VAE(encoder, decoder, settings["beta"], shards, pixel_variance(settings))
+    network = NETWORKS[settings["network"]]
     warmup = max(1, round(WARMUP * steps))
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=settings["learning_rate"], warmup_steps=warmup
@@ -174,7 +174,7 @@ def make_model(settings: dict, steps: int, shards: int):
         optimizer=training.Adam(rate),
         # XLA makes this network slower on a CPU, and keeps the LSTM from cuDNN on a GPU; JAX knows no other way.
         jit_compile=keras.backend.backend() == "jax",
-        steps_per_execution=max(1, IMAGES_PER_EXECUTION // settings["batch_size"]),
+        steps_per_execution=max(1, network.images_per_execution // settings["batch_size"]),
     )
     return vae
 

@@ -159,9 +159,12 @@ def _decoder(z, h) -> keras.Model:
     return keras.Model(z, pixels, name="decoder")
 
 
+ENDS = ("mean", "log_var", "scale")  # layers of an encoder that mu and sigma stand for among its stages
+
+
 def encoder_stages(encoder: keras.Model) -> list[str]:
     """Return a line for the shape of every stage of an encoder, from the image to the latent vector z."""
-    body = [(layer.name, layer.output.shape) for layer in encoder.layers if layer.name not in ("mean", "log_var")]
+    body = [(layer.name, layer.output.shape) for layer in encoder.layers if layer.name not in ENDS]
     latent = encoder.outputs[0].shape
     return _aligned(body + [(name, latent) for name in ("mu", "sigma", "epsilon", "z")])
 

@@ -265,7 +265,7 @@ def test_an_array_s_header_without_end_is_not_read(copy):
     assert "other things than arrays" in refusal(checkpoint.read_prior, path.parent)
 
 
-@pytest.mark.parametrize("rows", [[dict.fromkeys(training.FIELDS, 1) | {"kl_loss": 10**400}], [[]], 5, "x"])
+@pytest.mark.parametrize("rows", [[dict.fromkeys(training.fields("test_"), 1) | {"kl_loss": 10**400}], [[]], 5, "x"])
 def test_a_history_that_is_none_is_refused(copy, rows):
     """A whole number that no float can hold is not finite, but no ValueError either."""
     arrays = checkpoint.read_state(copy("state"))

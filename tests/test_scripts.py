@@ -720,10 +720,11 @@ kl = (mean ** 2 + np.exp(log_var) - log_var - 1).sum(axis=1).mean() / 2
 found = {"general_loss": reconstruction + kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
 if len(sys.argv) > 3:  # log p(x) ~ log mean p(x|z) p(z) / q(z|x), each density with its constants
     images, samples = map(int, sys.argv[3:])
+    chosen = np.random.default_rng(0).permutation(len(x))[:images]  # evaluate.py's choice
     normal = lambda z, mu, log_s2: -0.5 * ((z - mu) ** 2 / np.exp(log_s2) + log_s2 + np.log(2 * np.pi)).sum(axis=1)
     weights = []
     for k in range(samples):
-        m, v, t = mean[:images], log_var[:images], x[:images]
+        m, v, t = mean[chosen], log_var[chosen], x[chosen]
         z = m + np.exp(v / 2) * np.random.default_rng([2, k]).standard_normal(m.shape)
         p = np.clip(decoder.predict_on_batch(z.astype(np.float32)).astype(np.float64), 1e-9, 1 - 1e-7)
         log_likelihood = (t * np.log(p) + (1 - t) * np.log(1 - p)).sum(axis=(1, 2))

@@ -4,6 +4,7 @@ This module imports nothing heavy and nothing of the project, so that a command 
 module may use it.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -21,7 +22,9 @@ class Network(NamedTuple):
     hidden_dim: int
     latent_dim: int
     validation_split: float = 0.0
-    sharded: bool = True  # cut batches into shards, one a core; weights too many for that are better worked on by all
+    # Batches are cut into shards, one a core; where the weights outweigh the images, all cores share one operation.
+    sharded: bool = True
+    images_per_execution: int = 1000  # between two looks at the keyboard: under a second on a laptop
 
 
 NETWORKS = {
@@ -41,6 +44,7 @@ NETWORKS = {
         hidden_dim=64,
         latent_dim=64,
         sharded=False,
+        images_per_execution=500,
     ),
     "posterior": Network(
         summary="a plane of two latents, its standard deviation by softplus",
@@ -89,7 +93,7 @@ class Setting(NamedTuple):
     default: object  # None where the network's row, or nothing, stands in for it
     help: str
     kind: type | str = str  # how the text is read: str, bool (a switch), or a range that vae/console.py knows by name
-    choices: tuple[str, ...] | None = None
+    choices: Collection[str] | None = None
 
     def fits(self, value: object, kinds: dict) -> bool:
         """Whether a run can have this value: one that the command line could have given, read by `kinds`, or none.
@@ -107,7 +111,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("network", "standard", "which network to train; help lists them", choices=tuple(NETWORKS)),
+    Setting("network", "standard", "which network to train; help lists them", choices=NETWORKS),
     Setting(
         "dataset",
         None,
