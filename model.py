@@ -81,7 +81,7 @@ def batchnorm(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Mode
     """Normalised images; three blocks of transposed convolution, batch normalisation, pooling and dropout draw.
 
     Left open by its authors: the dense layer sees all rows at once; the decoder begins with 7 x 7 x 64, its blocks have
-    64, 32 and 16 filters, and pooling averages 2 x 2 places with a stride of 1, which smooths what strides leave.
+    64, 32 and 8 filters, and pooling averages 2 x 2 places with a stride of 1, which smooths what strides leave.
     """
     image = keras.Input((28, 28), name="image")
     h = layers.Normalization(axis=None, mean=0.1307, variance=0.3081**2, name="normalization")(image)  # MNIST's
@@ -91,7 +91,7 @@ def batchnorm(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Mode
 
     z = keras.Input((latent_dim,), name="z")
     h = _small_image(z, 7, 64, "dense")
-    for number, (filters, size, strides) in enumerate([(64, 3, 1), (32, 4, 2), (16, 4, 2)], start=1):
+    for number, (filters, size, strides) in enumerate([(64, 3, 1), (32, 4, 2), (8, 4, 2)], start=1):
         h = _tconv(filters, size, strides, name=f"tconv{number}")(h)  # 7 x 7, 14 x 14, 28 x 28
         h = layers.BatchNormalization(name=f"batchnorm{number}")(h)
         h = layers.AveragePooling2D(2, strides=1, padding="same", name=f"pooling{number}")(h)

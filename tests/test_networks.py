@@ -49,7 +49,7 @@ STAGES = {  # as published; the batch comes first
         [
             *((f"{kind}1", 7, 7, 64) for kind in ("tconv", "batchnorm", "pooling", "dropout")),
             *((f"{kind}2", 14, 14, 32) for kind in ("tconv", "batchnorm", "pooling", "dropout")),
-            *((f"{kind}3", 28, 28, 16) for kind in ("tconv", "batchnorm", "pooling", "dropout")),
+            *((f"{kind}3", 28, 28, 8) for kind in ("tconv", "batchnorm", "pooling", "dropout")),
             ("pixels", 28, 28),
         ],
     ),
