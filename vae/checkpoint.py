@@ -35,7 +35,8 @@ CONFIG = {  # what is read of config.json, and its type
     ("dataset", "sha256"): str,
 }
 EPOCH_FILES = ("encoder.keras", "decoder.keras", "history.csv", "config.json", "training_state.npz")
-OTHERS = ("loss_curves.png", "prior.npz", "reconstructions.npz", "reconstructions.png", "training_images.png")
+ENDING_FILES = ("loss_curves.png", "prior.npz", "reconstructions.png", "training_images.png")
+FILES = (*EPOCH_FILES, *ENDING_FILES)  # of every finished run
 
 
 def root() -> Path:
@@ -139,7 +140,7 @@ def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict, 
     with ExitStack() as stack:  # which leaves in the opposite order
         places = [stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES[:3]]
         encoder_path, decoder_path, history = places
-        stack.enter_context(_removed_afterwards([folder / name for name in OTHERS]))
+        stack.enter_context(_removed_afterwards([folder / name for name in (*ENDING_FILES, "reconstructions.npz")]))
         config_path, state_path = (stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES[3:])
         with open(state_path, "wb") as file:
             np.savez(file, **state)
