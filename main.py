@@ -10,6 +10,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 import results
 import resume
 from vae import checkpoint, console, data, download
@@ -35,12 +37,18 @@ def parse(arguments: list[str] | None = None) -> dict:
     return vars(parser.parse_args(arguments))
 
 
-def check(settings: dict) -> None:
+def check(settings: dict, new: bool) -> None:
     """Turn away, before anything heavy is imported, what could not end well."""
-    if settings["name"] is not None:
+    if new and settings["name"] is not None:
         checkpoint.check_name(settings["name"], settings["overwrite"])
-    elif settings["overwrite"]:
+    elif new and settings["overwrite"]:
         raise UserError("--overwrite: which run? Say so with --name")
+    if settings["data"] and settings["dataset"]:
+        raise UserError("--dataset: it contradicts --data; give one of the two")
+    if settings["binarize"] and settings["likelihood"] == "gaussian":
+        raise UserError("--binarize: binary pixels are not Gaussian; leave it, or --likelihood gaussian, out")
+    if settings["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
 
 
 def list_networks() -> None:
@@ -58,44 +66,17 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     if given.get("network") == "help":
         return list_networks()
-    folder, earlier = None, None  # of the run that is resumed
-    if "resume" in given:
-        folder = checkpoint.to_resume(given["resume"])
-        earlier = checkpoint.read_config(folder)
-        settings = resume.settings(given, earlier, folder)
-        if earlier["finished"] and settings["epochs"] <= earlier["epochs_done"]:
-            print(f"-> The run in {shown(folder)} is finished ({settings['epochs']} epochs): nothing is left to do.")
-            print("-> A larger --epochs takes it further.")
-            return
-    else:
-        settings = complete(given)
-        check(settings)
-    if settings["data"] and settings["dataset"]:
-        raise UserError("--dataset: it contradicts --data; give one of the two")
-    if settings["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
-    if settings["binarize"] and settings["likelihood"] == "gaussian":
-        raise UserError("--binarize: binary pixels are not Gaussian; leave it, or --likelihood gaussian, out")
-    if settings["data"]:
-        settings["data"] = os.path.abspath(settings["data"])  # the run is restored from other folders, too
-    if earlier is None:
-        dataset = data.load(*download.find(settings["dataset"], settings["data"]))
-    else:
-        dataset = resume.dataset(settings, earlier)
-    dataset, held_out = data.split(dataset, settings["validation_split"], settings["seed"])
-    if settings["batch_size"] > len(dataset.train_images):
-        raise UserError(
-            f"--batch-size {settings['batch_size']}: there are only {len(dataset.train_images)} training images"
-        )
-    if dataset.warning:
-        print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
-
+    folder = checkpoint.to_resume(given["resume"]) if "resume" in given else None
+    earlier = checkpoint.read_config(folder) if folder else None  # what the run that is resumed says of itself
+    settings = resume.settings(given, earlier, folder) if earlier else complete(given)
+    if earlier and earlier["finished"] and settings["epochs"] <= earlier["epochs_done"]:
+        print(f"-> The run in {shown(folder)} is finished ({settings['epochs']} epochs): nothing is left to do.")
+        print("-> A larger --epochs takes it further.")
+        return
+    check(settings, new=earlier is None)
+    dataset, held_out = load(settings, earlier)
     steps = math.ceil(len(dataset.train_images) / settings["batch_size"]) * settings["epochs"]
-    judged_on = dataset.test_images if held_out is None else held_out
-    batched = [(dataset.train_images, settings["batch_size"])]
-    batched += [(images, results.BATCH) for images in (dataset.train_images, judged_on, dataset.test_images)]
-    smallest = min(len(images) % size or size for images, size in batched)
-    vae = make_model(settings, steps, shards(settings, smallest, earlier))
+    vae = make_model(settings, steps, shards(settings, smallest_batch(settings, dataset, held_out), earlier))
     config = record(settings, dataset, vae, earlier)
     if folder is None:
         stem = f"{settings['network']}-{dataset.name}"
@@ -125,6 +106,31 @@ def main(arguments: list[str] | None = None) -> None:
         f"({len(dataset.test_images):,} images of {dataset.name}, one posterior sample each)"
     )
     print(f"-> Draw digits from it: python generator.py --checkpoint {shown(folder)}")
+
+
+def load(settings: dict, earlier: dict | None) -> tuple[data.Dataset, np.ndarray | None]:
+    """Load the images: the data set, and those of its training images (n, 28, 28) that are held out, if any are."""
+    if settings["data"]:
+        settings["data"] = os.path.abspath(settings["data"])  # the run is restored from other folders, too
+    if earlier is None:
+        dataset = data.load(*download.find(settings["dataset"], settings["data"]))
+    else:
+        dataset = resume.dataset(settings, earlier)
+    dataset, held_out = data.split(dataset, settings["validation_split"], settings["seed"])
+    count = len(dataset.train_images)
+    if settings["batch_size"] > count:
+        raise UserError(f"--batch-size {settings['batch_size']}: there are only {count} training images")
+    if dataset.warning:
+        print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
+    return dataset, held_out
+
+
+def smallest_batch(settings: dict, dataset: data.Dataset, held_out: np.ndarray | None) -> int:
+    """The number of images in the smallest batch that the network will see, in training or afterwards."""
+    seen = [(dataset.train_images, settings["batch_size"])]
+    seen += [(images, results.BATCH) for images in (dataset.train_images, dataset.test_images)]
+    seen += [] if held_out is None else [(held_out, results.BATCH)]
+    return min(len(images) % size or size for images, size in seen)
 
 
 def shards(settings: dict, smallest: int, earlier: dict | None = None) -> int:
@@ -217,10 +223,9 @@ def show(settings: dict, dataset: data.Dataset, held_out, vae) -> None:
 def record(settings: dict, dataset: data.Dataset, vae, earlier: dict | None) -> dict:
     """Return what `config.json` says of a run that has just begun, or is resumed."""
     import keras
-    import numpy
 
     backend = keras.backend.backend()
-    versions = {"python": platform.python_version(), "keras": keras.__version__, "numpy": numpy.__version__}
+    versions = {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
     return {
         "settings": settings,
         "dataset": {
