@@ -22,7 +22,8 @@ class Network(NamedTuple):
     hidden_dim: int
     latent_dim: int
     validation_split: float = 0.0
-    # Batches are cut into shards, one a core; where the weights outweigh the images, all cores share one operation.
+    # Batches are cut into shards, one a core; but for networks whose weights outweigh the images, where all cores share
+    # an operation, and for those that look at a batch as a whole.
     sharded: bool = True
     images_per_execution: int = 1000  # between two looks at the keyboard: under a second on a laptop
 
@@ -70,6 +71,7 @@ NETWORKS = {
         learning_rate=1e-3,
         hidden_dim=32,
         latent_dim=32,
+        sharded=False,  # normalisation is over the batch
     ),
     "plane": Network(
         summary="a plane of two latents, from the LSTM's last output and a dense layer",

@@ -32,8 +32,9 @@ class Batches(keras.utils.PyDataset):
         self, images: np.ndarray, batch_size: int, seed: int, *, shuffle: bool = False, binarize: bool = False
     ):
         # With two workers, Keras queues the batches itself. With one it leaves that to tf.data, whose self-tuning
-        # thread (TensorFlow 2.21) can miss that an epoch is over, and the next one begins some seconds late.
-        super().__init__(workers=2)
+        # thread (TensorFlow 2.21) can miss that an epoch is over, and the next one begins some seconds late. On other
+        # backends Keras (3.15) would queue the first batches before `start` has said which epoch they are of.
+        super().__init__(workers=2 if keras.backend.backend() == "tensorflow" else 1)
         self._images = images
         self._batch_size = batch_size
         self._seed = seed
