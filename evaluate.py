@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     binarize = options.binarize or settings["binarize"]
     variance = pixel_variance(settings)
     if binarize and variance is not None:
-        raise UserError(f"--binarize: the pixels of {folder} are Gaussian; measure it without")
+        raise UserError(f"{folder}: its pixels are Gaussian, which binary ones are not; measure it without --binarize")
     dataset = load_data(options, config)
     console.import_keras()
     encoder = archive.load_model(folder, "encoder", (28, 28), [(None,), (None,)])

@@ -95,12 +95,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
     folder = checkpoint.choose(options.checkpoint)
     config = checkpoint.read_config(folder)
-    prior = checkpoint.read_prior(folder)
+    prior = None if options.source else checkpoint.read_prior(folder)
     check(options, prior)
     decoder = None if options.source else restored(folder)
     from vae import plots
 
-    print(f"-> Checkpoints are restored from {folder}")
+    print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {folder}")
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     print(f"-> Generation is started. ({described(options, prior)}, seed {seed})", flush=True)
 
@@ -140,11 +140,13 @@ def sampler(options, prior: dict | None) -> str:
 
 def check(options, prior: dict | None) -> None:
     """Turn away flags that contradict each other or the run."""
+    if options.source and (options.sampler or options.digit):
+        raise UserError("--from: reconstructions are drawn as they are; leave --sampler and --digit out")
     if prior is None and options.sampler == "mixture":
         raise UserError("--sampler mixture: this run has no prior.npz with a mixture; draw from the prior")
     if options.digit is not None and sampler(options, prior) == "prior":
         raise UserError("--digit: the prior knows no digits, only a run's mixture does; draw without --digit")
-    if options.digit is not None and (options.interpolate or options.manifold or options.reconstruct or options.source):
+    if options.digit is not None and (options.interpolate or options.manifold or options.reconstruct):
         raise UserError("--digit: it goes with plain drawing only; leave it, or the other picture, out")
     if (options.data or options.dataset) and not options.reconstruct:
         raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
@@ -226,11 +228,12 @@ def reconstructed(
 
 
 def kept(options, folder: Path, rng: np.random.Generator) -> tuple[int, int, Iterator[np.ndarray]]:
-    """Return count, columns and one batch of the training images' reconstructions, drawn at random."""
+    """Return count, columns and batches of the training images' reconstructions, drawn at random."""
     images = checkpoint.read_reconstructions(folder)
     wanted = min(options.count or 100, len(images))
-    chosen = images[rng.choice(len(images), wanted, replace=False)]
-    return wanted, options.columns or math.ceil(math.sqrt(wanted)), iter([chosen / np.float32(255)])
+    chosen = rng.choice(len(images), wanted, replace=False)
+    batches = (images[chosen[start : start + BATCH]] / np.float32(255) for start in range(0, wanted, BATCH))
+    return wanted, options.columns or math.ceil(math.sqrt(wanted)), batches
 
 
 def written(batches: Iterator[np.ndarray], count: int, path: Path) -> Iterator[np.ndarray]:

@@ -7,7 +7,6 @@ import os
 import platform
 import secrets
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +58,9 @@ def list_networks() -> None:
     for name, own in NETWORKS.items():
         parameters = sum(half.count_params() for half in model.build(name, own.hidden_dim, own.latent_dim))
         print(f"{name:{max(map(len, NETWORKS))}}  {parameters:>10,} parameters  {own.summary}")
+        sizes = f"--hidden-dim {own.hidden_dim} --latent-dim {own.latent_dim}"
+        pace = f"--epochs {own.epochs} --batch-size {own.batch_size} --learning-rate {own.learning_rate:g}"
+        print(f"{'':{max(map(len, NETWORKS))}}  {pace} {sizes} --validation-split {own.validation_split:g}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -77,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     dataset, held_out = load(settings, earlier)
     steps = math.ceil(len(dataset.train_images) / settings["batch_size"]) * settings["epochs"]
     vae = make_model(settings, steps, shards(settings, smallest_batch(settings, dataset, held_out), earlier))
-    config = record(settings, dataset, vae, earlier)
+    config = record(settings, dataset, held_out, vae, earlier)
     if folder is None:
         stem = f"{settings['network']}-{dataset.name}"
         folder = checkpoint.create(settings["name"], stem, settings["overwrite"])
@@ -119,7 +121,8 @@ def load(settings: dict, earlier: dict | None) -> tuple[data.Dataset, np.ndarray
     dataset, held_out = data.split(dataset, settings["validation_split"], settings["seed"])
     count = len(dataset.train_images)
     if settings["batch_size"] > count:
-        raise UserError(f"--batch-size {settings['batch_size']}: there are only {count} training images")
+        rest = "" if held_out is None else f", as {len(held_out)} are held out"
+        raise UserError(f"--batch-size {settings['batch_size']}: there are only {count} training images{rest}")
     if dataset.warning:
         print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
     return dataset, held_out
@@ -127,9 +130,13 @@ def load(settings: dict, earlier: dict | None) -> tuple[data.Dataset, np.ndarray
 
 def smallest_batch(settings: dict, dataset: data.Dataset, held_out: np.ndarray | None) -> int:
     """The number of images in the smallest batch that the network will see, in training or afterwards."""
-    seen = [(dataset.train_images, settings["batch_size"])]
-    seen += [(images, results.BATCH) for images in (dataset.train_images, dataset.test_images)]
-    seen += [] if held_out is None else [(held_out, results.BATCH)]
+    test_images = dataset.test_images
+    seen = [(dataset.train_images, settings["batch_size"]), (test_images, results.BATCH)]
+    seen.append((test_images[: results.SAMPLE], results.SAMPLE))
+    if settings["save_reconstructions"]:
+        seen.append((dataset.train_images, results.BATCH))
+    if held_out is not None:
+        seen.append((held_out, results.BATCH))
     return min(len(images) % size or size for images, size in seen)
 
 
@@ -141,25 +148,24 @@ def shards(settings: dict, smallest: int, earlier: dict | None = None) -> int:
     most = max(1, min(smallest, settings["batch_size"] // SHARD))
     if earlier is not None:
         return resume.shards(earlier, most)
-    keras = import_keras(settings)
-    sharded = NETWORKS[settings["network"]].sharded and keras.backend.backend() == "tensorflow"
-    if not sharded or keras.distribution.list_devices("gpu"):
+    sharded = NETWORKS[settings["network"]].sharded and most > 1
+    keras = import_keras(sharded)
+    if not sharded or keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, most)
 
 
-def import_keras(settings: dict):
-    """Import Keras for training with these settings, and return it."""
-    if NETWORKS[settings["network"]].sharded and settings["batch_size"] >= 2 * SHARD:
-        # Then each core has a shard to itself, and an operation need not span two.
+def import_keras(sharded: bool):
+    """Import Keras, and return it; where each core has a shard to itself, an operation need not span two."""
+    if sharded:
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     return console.import_keras()
 
 
 def make_model(settings: dict, steps: int, shards: int):
     """Import Keras, seed it, and return the compiled VAE that `settings` describe, to be trained for so many steps."""
-    keras = import_keras(settings)
+    keras = import_keras(shards > 1)
     keras.utils.set_random_seed(settings["seed"])
     keras.config.set_dtype_policy(settings["precision"])
     if settings["deterministic"] and keras.backend.backend() == "tensorflow":
@@ -220,7 +226,7 @@ def show(settings: dict, dataset: data.Dataset, held_out, vae) -> None:
     print("----- Decoder -----", *model.decoder_stages(vae.decoder), sep="\n")
 
 
-def record(settings: dict, dataset: data.Dataset, vae, earlier: dict | None) -> dict:
+def record(settings: dict, dataset: data.Dataset, held_out, vae, earlier: dict | None) -> dict:
     """Return what `config.json` says of a run that has just begun, or is resumed."""
     import keras
 
@@ -232,6 +238,7 @@ def record(settings: dict, dataset: data.Dataset, vae, earlier: dict | None) -> 
             "name": dataset.name,
             "sha256": dataset.sha256,
             "train_images": len(dataset.train_images),
+            "validation_images": 0 if held_out is None else len(held_out),
             "test_images": len(dataset.test_images),
             "warning": dataset.warning,
         },
@@ -263,7 +270,13 @@ def train(
     batches = Batches(dataset.train_images, settings["batch_size"], seed, shuffle=True, binarize=binarize)
     judged_on = Batches(dataset.test_images if held_out is None else held_out, results.BATCH, seed, binarize=binarize)
     prefix = "test_" if held_out is None else "val_"
-    log = EpochLog(batches, seed, partial(keep, vae, folder, config), rows, prefix)
+
+    def keep_epoch(rows: list[dict]) -> None:
+        keep(vae, folder, config, rows)
+        if len(rows) == 1:  # until now, those of a run that is overwritten may have stood there
+            results.draw_training_images(settings, dataset, folder)
+
+    log = EpochLog(batches, seed, keep_epoch, rows, prefix)
     boards = [keras.callbacks.TensorBoard(str(folder / "tensorboard"))] if settings["tensorboard"] else []
     print("-> Training is started.", flush=True)
     vae.fit(

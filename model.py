@@ -220,7 +220,8 @@ class VAE(keras.Model):
     are Gaussian.
 
     Each batch is computed in so many `shards`, nothing of one waiting for another, so that each core can have its own:
-    the same mathematics, and quicker than many cores at one small operation after the other.
+    the same mathematics, but for layers that look at a batch as a whole, and quicker than many cores at one small
+    operation after the other.
     """
 
     def __init__(

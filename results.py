@@ -33,12 +33,12 @@ def keep_reconstructions(vae, settings: dict, dataset: data.Dataset, folder: Pat
     batches = Batches(dataset.train_images, BATCH, settings["seed"], binarize=settings["binarize"])
     count = len(dataset.train_images)
     with (
-        checkpoint.replacing(folder / "reconstructions.npz") as path,
+        checkpoint.replacing(folder / checkpoint.RECONSTRUCTIONS) as path,
         checkpoint.images_file(path, count, "|u1", zipfile.ZIP_DEFLATED) as add,
     ):
         for (images,) in map(batches.__getitem__, range(len(batches))):
             add((255 * reconstructed(vae, images)).round())
-    print(f"-> {count:,} reconstructions are saved in {shown(folder / 'reconstructions.npz')}")
+    print(f"-> {count:,} reconstructions are saved in {shown(folder / checkpoint.RECONSTRUCTIONS)}")
 
 
 def reconstructed(vae, images):
@@ -88,4 +88,3 @@ def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: P
     figure = plots.reconstructions(images, reconstructed(vae, images), f"{title}: test images")
     with checkpoint.replacing(folder / "reconstructions.png") as path:
         figure.savefig(path, dpi=120, bbox_inches="tight")
-    draw_training_images(settings, dataset, folder)

@@ -31,6 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main as trainer
+import resume
 from benchmarks import hostile
 from vae import archive, checkpoint, console, data, download, latent
 from vae.settings import UserError, complete
@@ -57,7 +58,7 @@ def read_config(path: Path) -> None:
     checkpoint.choose(None)
     checkpoint.finished_now()
     config = checkpoint.read_config(path.parent)
-    trainer.agreed({}, config, path.parent)
+    resume.settings({}, config, path.parent)
     if config["settings"]["data"] or config["dataset"]["name"] not in download.PUBLIC:  # which would be downloaded
         found = download.find_for_run(None, None, config)
         if found.path is not None:

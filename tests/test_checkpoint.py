@@ -196,7 +196,7 @@ def test_with_an_epoch_goes_what_is_not_of_this_model_any_more_and_nothing_else(
     for name in (*checkpoint.FILES, "notes.txt"):
         (tmp_path / name).write_text("old")
     checkpoint.write_epoch(tmp_path, Saved("new"), Saved("new"), ROWS[:epochs], PLAIN, STATE)
-    assert sorted(os.listdir(tmp_path)) == sorted([*checkpoint.EPOCH_FILES, "notes.txt"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*checkpoint.EPOCH_FILES, "training_images.png", "notes.txt"])
     assert (tmp_path / "notes.txt").read_text() == "old"
 
 

@@ -115,11 +115,9 @@ def test_a_step_of_training_is_kept_and_restored_to_the_last_bit(name, tmp_path,
     arrays = training.state(vae, [], "run")
     other = main.make_model(settings | {"seed": 1}, 10, shards=2)
     training.restore(other, arrays, "run")
-    losses = []
     for each in (vae, other):
         each.reseed(1)
         each.train_on_batch(images)
-        losses.append([float(tracker.result()) for tracker in each.metrics])
     for one, two in zip(vae.weights, other.weights, strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -153,8 +151,10 @@ def test_a_seventh_network_is_a_row_and_a_builder(monkeypatch, root, tmp_path, c
 def test_network_help_lists_every_network_with_its_parameters(capsys):
     main.main(["--network", "help"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(NETWORKS)
-    for line in lines:
+    assert [line.split()[0] for line in lines[::2]] == list(NETWORKS)
+    for line, defaults in zip(lines[::2], lines[1::2], strict=True):
         name, count = line.split()[:2]
         assert int(count.replace(",", "")) == sum(half.count_params() for half in built(name))
         assert NETWORKS[name].summary in line
+        given = main.parse(defaults.split())
+        assert len(given) == 6 and main.complete({"network": name}) == main.complete({"network": name} | given)

@@ -35,8 +35,9 @@ CONFIG = {  # what is read of config.json, and its type
     ("dataset", "sha256"): str,
 }
 EPOCH_FILES = ("encoder.keras", "decoder.keras", "history.csv", "config.json", "training_state.npz")
-ENDING_FILES = ("loss_curves.png", "prior.npz", "reconstructions.png", "training_images.png")
-FILES = (*EPOCH_FILES, *ENDING_FILES)  # of every finished run
+ENDING_FILES = ("loss_curves.png", "prior.npz", "reconstructions.png")
+FILES = ("training_images.png", *EPOCH_FILES, *ENDING_FILES)  # of every finished run
+RECONSTRUCTIONS = "reconstructions.npz"  # of those that were asked for them
 
 
 def root() -> Path:
@@ -140,7 +141,7 @@ def write_epoch(folder: Path, encoder, decoder, rows: list[dict], config: dict, 
     with ExitStack() as stack:  # which leaves in the opposite order
         places = [stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES[:3]]
         encoder_path, decoder_path, history = places
-        stack.enter_context(_removed_afterwards([folder / name for name in (*ENDING_FILES, "reconstructions.npz")]))
+        stack.enter_context(_removed_afterwards([folder / name for name in (*ENDING_FILES, RECONSTRUCTIONS)]))
         config_path, state_path = (stack.enter_context(replacing(folder / name)) for name in EPOCH_FILES[3:])
         with open(state_path, "wb") as file:
             np.savez(file, **state)
@@ -178,7 +179,7 @@ def read_prior(folder: Path) -> dict[str, np.ndarray] | None:
 
 def read_reconstructions(folder: Path) -> np.ndarray:
     """Read the images (n, 28, 28), bytes, that `reconstructions.npz` has; UserError where the run kept none."""
-    path = folder / "reconstructions.npz"
+    path = folder / RECONSTRUCTIONS
     arrays = _read_arrays(path, "draw from the decoder")
     if arrays is None:
         raise UserError(f"{path} is missing: only a run with --save-reconstructions has it; draw from the decoder")
@@ -214,6 +215,8 @@ def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
             if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
                 raise ValueError("it is too large")
             for member in archive.infolist():
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError("it is compressed in an unusual way")
                 with archive.open(member) as file:
                     if file.read(8) != b"\x93NUMPY\1\0":  # as NumPy writes it; in later versions headers have no end
                         raise ValueError("it holds other things than arrays")

@@ -48,6 +48,11 @@ def number(text: str) -> float:
     return _number(text, float, "a number from 0", lambda number: number >= 0)
 
 
+def variance(text: str) -> float:
+    """A number whose densities float32 can hold, for argparse."""
+    return _number(text, float, "a number from 0.000001 to 1000", lambda number: 1e-6 <= number <= 1e3)
+
+
 def share(text: str) -> float:
     """A number from 0 to below 1, for argparse."""
     return _number(text, float, "a number from 0 to below 1", lambda number: 0 <= number < 1)
@@ -70,6 +75,7 @@ KINDS = {
     "positive number": positive_number,
     "number": number,
     "share": share,
+    "variance": variance,
     str: str,
 }
 

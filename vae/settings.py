@@ -141,7 +141,7 @@ SETTINGS = (
     Setting("hidden_dim", None, "units of the LSTM, up to 1024", "layer size"),
     Setting("beta", 1.0, "weight of the KL term while training; the losses shown are always unweighted", "number"),
     Setting("likelihood", "bernoulli", "what a pixel is, given the latent vector", choices=LIKELIHOODS),
-    Setting("variance", 0.01, "of a pixel, where pixels are Gaussian", "positive number"),
+    Setting("variance", 0.01, "of a pixel, where pixels are Gaussian", "variance"),
     Setting("binarize", False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", bool),
     Setting("seed", 0, "seed of weights, order and noise, a whole number", "seed"),
     Setting("name", None, "the run's folder under checkpoints/ (default: NETWORK-DATASET-NNN, the next free number)"),
