@@ -37,7 +37,10 @@ def standard(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model
 
 
 def readout(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
-    """All outputs of the LSTM are encoded; a dense layer of 784 units reads the image out of the last feature maps."""
+    """All outputs of the LSTM are encoded; a dense layer of 784 units reads the image out of the last feature maps.
+
+    Left open by its authors: the rate of dropout, here a quarter.
+    """
     image = keras.Input((28, 28), name="image")
     rows = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(image)  # (batch, 28, hidden_dim)
     encoder = _encoder(image, layers.Flatten(name="flatten")(rows), latent_dim)
@@ -53,7 +56,11 @@ def readout(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]
 
 
 def posterior(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
-    """The encoder's standard deviation is a softplus, for a latent plane that transposed convolutions draw from."""
+    """The encoder's standard deviation is a softplus, for a latent plane that transposed convolutions draw from.
+
+    Left open by its authors: epochs, batch size and rate of learning (vae/settings.py). Their other kind of pixels, the
+    Normal, is `--likelihood gaussian`.
+    """
     image = keras.Input((28, 28), name="image")
     h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
     h = layers.Dense(200, activation="relu", name="dense1")(h)
@@ -68,7 +75,10 @@ def posterior(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Mode
 
 
 def dense(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
-    """The last output of a wide LSTM is encoded; two dense layers decode."""
+    """The last output of a wide LSTM is encoded; two dense layers decode.
+
+    Left open by its authors: the rate of learning (vae/settings.py).
+    """
     image = keras.Input((28, 28), name="image")
     encoder = _encoder(image, layers.LSTM(hidden_dim, name="lstm")(image), latent_dim)
 
@@ -80,8 +90,9 @@ def dense(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
 def batchnorm(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
     """Normalised images; three blocks of transposed convolution, batch normalisation, pooling and dropout draw.
 
-    Left open by its authors: the dense layer sees all rows at once; the decoder begins with 7 x 7 x 64, its blocks have
-    64, 32 and 8 filters, and pooling averages 2 x 2 places with a stride of 1, which smooths what strides leave.
+    Left open by its authors: 32 latents; the dense layer sees all rows at once; the decoder begins with 7 x 7 x 64, its
+    blocks have 64, 32 and 8 filters, pooling averages 2 x 2 places with a stride of 1, which smooths what strides leave,
+    dropout is 0.1, and one more transposed convolution ends in the single channel.
     """
     image = keras.Input((28, 28), name="image")
     h = layers.Normalization(axis=None, mean=0.1307, variance=0.3081**2, name="normalization")(image)  # MNIST's
@@ -100,7 +111,11 @@ def batchnorm(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Mode
 
 
 def plane(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
-    """The last output of the LSTM and a dense layer give a point of a plane; transposed convolutions draw from it."""
+    """The last output of the LSTM and a dense layer give a point of a plane; transposed convolutions draw from it.
+
+    Left open by its authors: 64 units of the LSTM, 128 of the dense layer, 7 x 7 x 32 to begin with, and batch size and
+    rate of learning (vae/settings.py).
+    """
     image = keras.Input((28, 28), name="image")
     h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
     encoder = _encoder(image, layers.Dense(128, activation="relu", name="dense")(h), latent_dim)
