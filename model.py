@@ -90,9 +90,9 @@ def dense(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
 def batchnorm(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
     """Normalised images; three blocks of transposed convolution, batch normalisation, pooling and dropout draw.
 
-    Left open by its authors: 32 latents; the dense layer sees all rows at once; the decoder begins with 7 x 7 x 64, its
-    blocks have 64, 32 and 8 filters, pooling averages 2 x 2 places with a stride of 1, which smooths what strides leave,
-    dropout is 0.1, and one more transposed convolution ends in the single channel.
+    Left open by its authors: 32 latents; the dense layer sees all rows at once; the decoder begins with 7 x 7 x 64; its
+    blocks have 64, 32 and 8 filters; pooling averages 2 x 2 places with a stride of 1, which smooths what strides
+    leave; dropout is 0.1; one more transposed convolution ends in the single channel.
     """
     image = keras.Input((28, 28), name="image")
     h = layers.Normalization(axis=None, mean=0.1307, variance=0.3081**2, name="normalization")(image)  # MNIST's
