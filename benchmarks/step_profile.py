@@ -53,8 +53,8 @@ def profile(images: int) -> None:
             milliseconds = event.duration_ps / 1e9
             if name == "multi_step_on_iterator":
                 clock += milliseconds
-            elif name == "Iterator::Root::Prefetch::FlatMap[0]::Generator":
-                shares["input, on a thread beside (Python)"] += milliseconds
+            elif re.fullmatch(r"Iterator::Root(::\w+)*::FlatMap\[0\]::Generator", name):
+                shares["input (Python)"] += milliseconds
             elif name.startswith("while/body") and not name.endswith((":While", ":StatefulPartitionedCall", ":If")):
                 shares[next(part for part, pattern in PARTS if re.search(pattern, name, re.IGNORECASE))] += milliseconds
     print(f"{images} images in {clock:.0f} ms of training steps\n\n| part | ms | share |\n|---|---|---|")
