@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None = None) -> dict:
     return vars(parser.parse_args(arguments))
 
 
-def check(settings: dict, new: bool) -> None:
+def check(settings: dict, new: bool = True) -> None:
     """Turn away, before anything heavy is imported, what could not end well."""
     if new and settings["name"] is not None:
         checkpoint.check_name(settings["name"], settings["overwrite"])
