@@ -97,7 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
     config = checkpoint.read_config(folder)
     prior = None if options.source else checkpoint.read_prior(folder)
     check(options, prior)
-    decoder = None if options.source else restored(folder)
+    if options.source:
+        reconstructions = checkpoint.read_reconstructions(folder)
+    else:
+        decoder = restored(folder)
     from vae import plots
 
     print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {folder}")
@@ -106,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     rng = np.random.default_rng(seed)
     if options.source:
-        count, columns, images = kept(options, folder, rng)
+        count, columns, images = kept(options, reconstructions, rng)
     elif options.reconstruct:
         count, columns, images = reconstructed(options, folder, config, decoder, rng)
     else:
@@ -227,9 +230,8 @@ def reconstructed(
     return 2 * wanted, columns, pairs()
 
 
-def kept(options, folder: Path, rng: np.random.Generator) -> tuple[int, int, Iterator[np.ndarray]]:
-    """Return count, columns and batches of the training images' reconstructions, drawn at random."""
-    images = checkpoint.read_reconstructions(folder)
+def kept(options, images: np.ndarray, rng: np.random.Generator) -> tuple[int, int, Iterator[np.ndarray]]:
+    """Return count, columns and batches of the training images' reconstructions (n, 28, 28), drawn at random."""
     wanted = min(options.count or 100, len(images))
     chosen = rng.choice(len(images), wanted, replace=False)
     batches = (images[chosen[start : start + BATCH]] / np.float32(255) for start in range(0, wanted, BATCH))
