@@ -261,29 +261,27 @@ def train(
     """
     import keras
 
-    from vae.training import Batches, EpochLog
+    from vae.training import Batches, EpochLog, judged_on
 
     if len(rows) >= settings["epochs"]:
         return rows
 
     seed, binarize = settings["seed"], settings["binarize"]
     batches = Batches(dataset.train_images, settings["batch_size"], seed, shuffle=True, binarize=binarize)
-    judged_on = Batches(dataset.test_images if held_out is None else held_out, results.BATCH, seed, binarize=binarize)
-    prefix = "test_" if held_out is None else "val_"
 
     def keep_epoch(rows: list[dict]) -> None:
         keep(vae, folder, config, rows)
         if len(rows) == 1:  # until now, those of a run that is overwritten may have stood there
             results.draw_training_images(settings, dataset, folder)
 
-    log = EpochLog(batches, seed, keep_epoch, rows, prefix)
+    log = EpochLog(batches, seed, keep_epoch, rows, judged_on(settings))
     boards = [keras.callbacks.TensorBoard(str(folder / "tensorboard"))] if settings["tensorboard"] else []
     print("-> Training is started.", flush=True)
     vae.fit(
         batches,
         epochs=settings["epochs"],
         initial_epoch=len(rows),
-        validation_data=judged_on,
+        validation_data=results.batches(dataset.test_images if held_out is None else held_out, settings),
         callbacks=[log, *boards],
         shuffle=False,  # Keras would shuffle the batches, by Python's own generator
         verbose=0,

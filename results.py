@@ -12,14 +12,19 @@ BATCH = 1000  # images that are judged, encoded or reconstructed at once
 SAMPLE = 40  # test images in reconstructions.png
 
 
+def batches(images: np.ndarray, settings: dict):
+    """The images (n, 28, 28) in their own order, in batches as the network sees them: grey or binary."""
+    from vae.training import Batches
+
+    return Batches(images, BATCH, settings["seed"], binarize=settings["binarize"])
+
+
 def keep_prior(vae, settings: dict, dataset: data.Dataset, folder: Path) -> None:
     """Fit a mixture to posterior samples of the training images, for generator.py to draw from, and keep it."""
     from vae import latent
-    from vae.training import Batches
 
     print("-> A mixture is fitted to the latent codes.", flush=True)
-    batches = Batches(dataset.train_images, BATCH, settings["seed"], binarize=settings["binarize"])
-    mean, log_var = vae.encoder.predict(batches, verbose=0)
+    mean, log_var = vae.encoder.predict(batches(dataset.train_images, settings), verbose=0)
     noise = np.random.default_rng(settings["seed"]).standard_normal(mean.shape, np.float32)
     mixture = latent.fit(mean + np.exp(log_var / 2) * noise, dataset.train_labels, settings["seed"])
     checkpoint.write_prior(folder, mixture._asdict() | {"activity": mean.var(axis=0)})
@@ -27,16 +32,14 @@ def keep_prior(vae, settings: dict, dataset: data.Dataset, folder: Path) -> None
 
 def keep_reconstructions(vae, settings: dict, dataset: data.Dataset, folder: Path) -> None:
     """Keep the reconstruction of every training image, from one posterior sample, in the images' own order."""
-    from vae.training import Batches
-
     vae.reseed(settings["seed"], settings["epochs"])
-    batches = Batches(dataset.train_images, BATCH, settings["seed"], binarize=settings["binarize"])
+    seen = batches(dataset.train_images, settings)
     count = len(dataset.train_images)
     with (
         checkpoint.replacing(folder / checkpoint.RECONSTRUCTIONS) as path,
         checkpoint.images_file(path, count, "|u1", zipfile.ZIP_DEFLATED) as add,
     ):
-        for (images,) in map(batches.__getitem__, range(len(batches))):
+        for (images,) in map(seen.__getitem__, range(len(seen))):
             add((255 * reconstructed(vae, images)).round())
     print(f"-> {count:,} reconstructions are saved in {shown(folder / checkpoint.RECONSTRUCTIONS)}")
 
@@ -51,24 +54,22 @@ def reconstructed(vae, images):
 
 def test(vae, settings: dict, dataset: data.Dataset, rows: list[dict]) -> dict:
     """The three losses on the test images: the last epoch's, or measured now where that looked at others."""
-    from vae.training import LOSSES, Batches
+    from vae.training import LOSSES
 
     if "test_general_loss" in rows[-1]:
         return {name: rows[-1]["test_" + name] for name in LOSSES}
     vae.reseed(settings["seed"], settings["epochs"])
-    batches = Batches(dataset.test_images, BATCH, settings["seed"], binarize=settings["binarize"])
-    losses = vae.evaluate(batches, verbose=0, return_dict=True)
+    losses = vae.evaluate(batches(dataset.test_images, settings), verbose=0, return_dict=True)
     return {name: round(float(losses[name]), 4) for name in LOSSES}
 
 
 def draw_training_images(settings: dict, dataset: data.Dataset, folder: Path) -> None:
     """Draw a hundred of the images that the network learns from."""
     from vae import plots
-    from vae.training import Batches
 
     images = dataset.train_images
     chosen = np.random.default_rng(settings["seed"]).permutation(len(images))[:100]
-    batch = Batches(images[chosen], len(chosen), settings["seed"], binarize=settings["binarize"])[0]
+    batch = batches(images[chosen], settings)[0]
     with checkpoint.replacing(folder / "training_images.png") as path:
         plots.write_png(plots.tile(batch, len(chosen), 10), path)
 
@@ -76,7 +77,6 @@ def draw_training_images(settings: dict, dataset: data.Dataset, folder: Path) ->
 def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: Path) -> None:
     """Write the run's figures."""
     from vae import plots
-    from vae.training import Batches
 
     vae.reseed(settings["seed"], settings["epochs"])
     title = f"{settings['network']} on {dataset.name}" + (
@@ -84,7 +84,7 @@ def draw(vae, settings: dict, dataset: data.Dataset, rows: list[dict], folder: P
     )
     with checkpoint.replacing(folder / "loss_curves.png") as path:
         plots.loss_curves(rows, title).savefig(path, dpi=120, bbox_inches="tight")
-    (images,) = Batches(dataset.test_images[:SAMPLE], SAMPLE, settings["seed"], binarize=settings["binarize"])[0]
+    (images,) = batches(dataset.test_images[:SAMPLE], settings)[0]
     figure = plots.reconstructions(images, reconstructed(vae, images), f"{title}: test images")
     with checkpoint.replacing(folder / "reconstructions.png") as path:
         figure.savefig(path, dpi=120, bbox_inches="tight")

@@ -57,7 +57,7 @@ def stand(vae, folder: Path, earlier: dict, config: dict) -> list[dict]:
     arrays = checkpoint.read_state(folder)
     if arrays is None and earlier["epochs_done"]:
         raise UserError(f"{folder} has no training_state.npz, so it cannot be taken further; start a new run")
-    judged_on = "val_" if config["settings"]["validation_split"] else "test_"
+    judged_on = training.judged_on(config["settings"])
     rows = training.restore(vae, arrays, config["run"], judged_on) if arrays else []
     print(
         f"-> Training is resumed after epoch {len(rows)} of {config['settings']['epochs']} in {console.shown(folder)}."

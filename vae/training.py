@@ -15,6 +15,11 @@ from vae.settings import UserError
 LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
 
 
+def judged_on(settings: dict) -> str:
+    """What the losses after an epoch are called by: "val_" where a validation split was asked for, else "test_"."""
+    return "val_" if settings["validation_split"] else "test_"
+
+
 def fields(judged_on: str) -> list[str]:
     """What a row of history.csv holds, where each epoch is `judged_on` "val_" or "test_" images."""
     return ["epoch", *LOSSES, *(judged_on + name for name in LOSSES), "seconds", "elapsed"]
