@@ -95,10 +95,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
     folder = checkpoint.choose(options.checkpoint)
     config = checkpoint.read_config(folder)
-    prior = None if options.source else checkpoint.read_prior(folder)
+    prior = None if options.source else archive.read_prior(folder)
     check(options, prior)
     if options.source:
-        reconstructions = checkpoint.read_reconstructions(folder)
+        reconstructions = archive.read_reconstructions(folder)
     else:
         decoder = restored(folder)
     from vae import plots

@@ -176,7 +176,9 @@ def make_model(settings: dict, steps: int, shards: int):
     from vae import training
 
     encoder, decoder = model.build(settings["network"], settings["hidden_dim"], settings["latent_dim"])
-    vae = model.VAE(encoder, decoder, settings["beta"], shards, pixel_variance(settings))
+    vae = model.VAE(
+        encoder, decoder, settings["beta"], shards, pixel_variance(settings), settings["importance_samples"]
+    )
     network = NETWORKS[settings["network"]]
     warmup = max(1, round(WARMUP * steps))
     rate = keras.optimizers.schedules.CosineDecay(
@@ -186,7 +188,7 @@ def make_model(settings: dict, steps: int, shards: int):
         optimizer=training.Adam(rate),
         # XLA makes this network slower on a CPU, and keeps the LSTM from cuDNN on a GPU; JAX knows no other way.
         jit_compile=keras.backend.backend() == "jax",
-        steps_per_execution=max(1, network.images_per_execution // settings["batch_size"]),
+        steps_per_execution=max(1, network.images_per_execution // (settings["batch_size"] * vae.importance_samples)),
     )
     return vae
 
@@ -209,6 +211,7 @@ def show(settings: dict, dataset: data.Dataset, held_out, vae) -> None:
         "epoch_number": settings["epochs"],
         "learning_rate": settings["learning_rate"],
         "beta": settings["beta"],
+        "importance_samples": settings["importance_samples"],
         "likelihood": settings["likelihood"] + ("" if vae.variance is None else f" (variance {vae.variance:g})"),
         "binarize": settings["binarize"],
         "precision": settings["precision"],

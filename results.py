@@ -48,7 +48,7 @@ def reconstructed(vae, images):
     """Images (n, 28, 28) as the decoder draws them from one posterior sample each."""
     import keras
 
-    logits, _, _ = vae.predict_on_batch(images)
+    logits, *_ = vae.predict_on_batch(images)
     return keras.ops.convert_to_numpy(keras.ops.sigmoid(logits))
 
 

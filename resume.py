@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vae import checkpoint, console, data, download
+from vae import archive, checkpoint, console, data, download
 from vae.settings import UserError
 
 
@@ -54,7 +54,7 @@ def stand(vae, folder: Path, earlier: dict, config: dict) -> list[dict]:
     for name, version in config["versions"].items():
         if (before := earlier["versions"].get(name)) != version:
             print(f"-> Begun with {name} {before}, now {version}: the last digits may differ.", file=sys.stderr)
-    arrays = checkpoint.read_state(folder)
+    arrays = archive.read_state(folder)
     if arrays is None and earlier["epochs_done"]:
         raise UserError(f"{folder} has no training_state.npz, so it cannot be taken further; start a new run")
     judged_on = training.judged_on(config["settings"])

@@ -67,7 +67,7 @@ def read_config(path: Path) -> None:
 
 def read_prior(path: Path) -> None:
     """As `generator.py`: the mixture, drawn from with and without `--digit`, and `--manifold`."""
-    arrays = checkpoint.read_prior(path.parent)
+    arrays = archive.read_prior(path.parent)
     if arrays is None:
         return
     mixture = latent.mixture(arrays, SETTINGS["latent_dim"])
@@ -88,7 +88,7 @@ def read_state(path: Path) -> None:
     """As `--resume`: into a model that waits for it."""
     from vae import training
 
-    arrays = checkpoint.read_state(path.parent)
+    arrays = archive.read_state(path.parent)
     if arrays:
         training.restore(vae(), arrays, RUN)
 

@@ -29,7 +29,7 @@ import forked
 from forked import Child
 from PIL import Image
 
-from vae import checkpoint, console
+from vae import archive, checkpoint, console
 
 SMALL = ("--dataset", "digits", "--hidden-dim", "8", "--latent-dim", "3", "--batch-size", "64", "--binarize")
 SHORT = (*SMALL, "--epochs", "4")
@@ -77,7 +77,7 @@ def log(runs: Path, name: str) -> Path:
 def trained(folder: Path) -> tuple[list[list[str]], dict[str, np.ndarray]]:
     """The history without its times, and every array of the training state: weights and the optimizer's own."""
     rows = list(csv.reader((folder / "history.csv").read_text().splitlines()))
-    state = checkpoint.read_state(folder)
+    state = archive.read_state(folder)
     return [row[:-2] for row in rows], {name: array for name, array in state.items() if name.startswith("variable")}
 
 

@@ -16,7 +16,7 @@ import evaluate
 import generator
 import main
 import results
-from vae import checkpoint, data, download, training
+from vae import archive, checkpoint, data, download, training
 from vae.settings import UserError
 
 FLAGS = ("--epochs", "1", "--validation-split", "0.2", "--likelihood", "gaussian", "--variance", "0.05")
@@ -67,7 +67,7 @@ def test_gaussian_pixels_are_measured_as_they_were_trained(run, tmp_path, monkey
 def test_the_kept_reconstructions_are_those_of_the_training_images(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder, log = run
-    images = checkpoint.read_reconstructions(folder)
+    images = archive.read_reconstructions(folder)
     assert (images.shape, images.dtype) == ((1200, 28, 28), np.uint8)
     assert "-> 1,200 reconstructions are saved" in log
 
@@ -92,7 +92,7 @@ def test_reconstructions_are_kept_in_the_images_own_order(tmp_path):
 
     dataset = data.load(*download.find("digits", None))
     results.keep_reconstructions(Mirror(), main.complete({}), dataset, tmp_path)
-    np.testing.assert_array_equal(checkpoint.read_reconstructions(tmp_path), dataset.train_images)
+    np.testing.assert_array_equal(archive.read_reconstructions(tmp_path), dataset.train_images)
 
 
 def test_a_run_without_reconstructions_says_which_has_them(run_copy):

@@ -144,7 +144,7 @@ def test_a_kill_at_any_moment_leaves_whole_files(tmp_path):
         for name in ("encoder.keras", "decoder.keras"):
             content = (tmp_path / name).read_bytes()
             assert len(content) == 50_000 and len(set(content)) == 1
-        state = checkpoint.read_state(tmp_path)
+        state = archive.read_state(tmp_path)
         assert set(state["a"]) == set(state["b"])
         assert len((tmp_path / "history.csv").read_text().splitlines()) > 100
         assert len(json.loads((tmp_path / "config.json").read_text())["settings"]) == 10_000
@@ -175,7 +175,7 @@ def test_an_epoch_leaves_both_models_a_row_an_epoch_and_the_config(tmp_path):
     names = ["config.json", "decoder.keras", "encoder.keras", "history.csv", "training_state.npz"]
     assert sorted(os.listdir(tmp_path)) == names
     assert checkpoint.read_config(tmp_path) == {"format": checkpoint.FORMAT, **PLAIN}
-    np.testing.assert_array_equal(checkpoint.read_state(tmp_path)["a"], STATE["a"])
+    np.testing.assert_array_equal(archive.read_state(tmp_path)["a"], STATE["a"])
     assert [(tmp_path / f"{half}.keras").read_text() for half in ("encoder", "decoder")] == ["encoder", "decoder"]
     assert (tmp_path / "history.csv").read_bytes() == b"epoch,general_loss,seconds\r\n1,1.25,0.1\r\n2,1.0,0.2\r\n"
 
@@ -495,7 +495,7 @@ def test_foreign_code_is_found_however_deep(run_copy, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x93NUMPY", b"prior"])
 def test_a_harmed_mixture_is_refused(run_copy, content):
     (run_copy / "prior.npz").write_bytes(content)
-    assert str(run_copy / "prior.npz") in refusal(checkpoint.read_prior, run_copy)
+    assert str(run_copy / "prior.npz") in refusal(archive.read_prior, run_copy)
 
 
 def test_pickle_in_a_mixture_is_never_read(run_copy, tmp_path):
@@ -504,7 +504,7 @@ def test_pickle_in_a_mixture_is_never_read(run_copy, tmp_path):
             return Path.touch, (tmp_path / "sprung",)
 
     np.savez(run_copy / "prior.npz", weights=np.array([Trap()], object))
-    assert str(run_copy / "prior.npz") in refusal(checkpoint.read_prior, run_copy)
+    assert str(run_copy / "prior.npz") in refusal(archive.read_prior, run_copy)
     assert not (tmp_path / "sprung").exists()
 
 

@@ -199,7 +199,7 @@ def test_a_data_set_from_a_hostile_config_is_refused_in_one_line(name):
 
 @pytest.fixture
 def arrays(copy) -> dict[str, np.ndarray]:
-    return checkpoint.read_prior(copy("prior"))
+    return archive.read_prior(copy("prior"))
 
 
 HOSTILE_WEIGHTS = {
@@ -262,13 +262,13 @@ def test_an_array_s_header_without_end_is_not_read(copy):
     """A GiB of header took 3 GiB, though the array that it belonged to was none."""
     (path,) = copy("prior").iterdir()
     hostile.zip_bomb("x.npy", hostile.HEADER, b" ", 2**28)(path, np.random.default_rng(0))
-    assert "other things than arrays" in refusal(checkpoint.read_prior, path.parent)
+    assert "other things than arrays" in refusal(archive.read_prior, path.parent)
 
 
 @pytest.mark.parametrize("rows", [[dict.fromkeys(training.fields("test_"), 1) | {"kl_loss": 10**400}], [[]], 5, "x"])
 def test_a_history_that_is_none_is_refused(copy, rows):
     """A whole number that no float can hold is not finite, but no ValueError either."""
-    arrays = checkpoint.read_state(copy("state"))
+    arrays = archive.read_state(copy("state"))
     history = np.frombuffer(json.dumps(rows).encode(), np.uint8)
     assert "training_state.npz" in refusal(training.restore, fuzz.vae(), arrays | {"history": history}, fuzz.RUN)
 
@@ -276,7 +276,7 @@ def test_a_history_that_is_none_is_refused(copy, rows):
 @pytest.mark.parametrize("kind", ["g", "f2", "f8", "i8"])
 def test_a_state_of_other_types_is_refused(copy, kind):
     """TensorFlow knows no long doubles, and said so when half of the variables had been assigned."""
-    arrays = checkpoint.read_state(copy("state"))
+    arrays = archive.read_state(copy("state"))
     refusal(training.restore, fuzz.vae(), arrays | {"variable_001": arrays["variable_001"].astype(kind)}, fuzz.RUN)
 
 

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from scipy.special import logsumexp
+from scipy.stats import norm
 
 import model
 from vae.settings import NETWORKS
@@ -156,7 +158,7 @@ def test_results_are_float32_under_mixed_precision(name, images, plain_keras):
     plain_keras.config.set_dtype_policy("mixed_bfloat16")
     encoder, decoder = model.build(name, HIDDEN, LATENT)
     vae = model.VAE(encoder, decoder)
-    logits, mean, log_var = vae(images)
+    logits, mean, log_var, _ = vae(images)
     losses = model.reconstruction_loss(images, logits), model.kl_loss(mean, log_var)
     for tensor in (logits, mean, log_var, decoder(mean), *losses):
         assert keras.backend.standardize_dtype(tensor.dtype) == "float32"
@@ -206,21 +208,52 @@ def test_the_figures_are_means_over_all_images(network, images, shards):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def transparent(mean: float, deviation: float, **settings) -> model.VAE:
+    """A VAE of 784 latents, the same posterior whatever the image, whose logits are z itself."""
+    image = keras.Input((28, 28))
+    heads = [layers.Dense(784, name=name)(layers.Flatten()(image)) for name in ("mean", "log_var")]
+    z = keras.Input((784,))
+    logits = layers.Reshape((28, 28), name="logits")(z)
+    encoder, decoder = keras.Model(image, heads), keras.Model(z, layers.Activation("sigmoid")(logits))
+    pin(encoder.get_layer("mean"), mean)
+    pin(encoder.get_layer("log_var"), 2 * math.log(deviation))
+    return model.VAE(encoder, decoder, **settings)
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_z_is_drawn_from_the_posterior(shards):
-    image = keras.Input((28, 28))
-    mean, log_var = (layers.Dense(784, name=name)(layers.Flatten()(image)) for name in ("mean", "log_var"))
-    z = keras.Input((784,))
-    logits = layers.Reshape((28, 28), name="logits")(z)  # the logits are z itself
-    encoder, decoder = keras.Model(image, [mean, log_var]), keras.Model(z, layers.Activation("sigmoid")(logits))
-    pin(encoder.get_layer("mean"), 1.5)
-    pin(encoder.get_layer("log_var"), math.log(4))
-    z = ops.convert_to_numpy(model.VAE(encoder, decoder, shards=shards)(np.zeros((200, 28, 28), np.float32))[0]).ravel()
+    vae = transparent(1.5, 2, shards=shards)
+    z = ops.convert_to_numpy(vae(np.zeros((200, 28, 28), np.float32))[0]).ravel()
     assert z.mean() == pytest.approx(1.5, abs=0.03)
     assert z.std() == pytest.approx(2, abs=0.03)
     assert len(np.unique(z)) > 0.9 * len(z)  # the shards have noise of their own
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 0.02
     assert np.mean(np.abs(z - 1.5) < 2) == pytest.approx(0.6827, abs=0.01)  # within one standard deviation: a normal
+
+
+def test_the_importance_weighted_loss_is_that_of_the_paper(rng):
+    log_weights = np.array([[-100.0, -101.0, -102.0], [-1e4, -1e4, -1e4 - 90]], np.float32)
+    expected = [100 - math.log((1 + math.exp(-1) + math.exp(-2)) / 3), 1e4 - math.log(2 / 3)]
+    np.testing.assert_allclose(ops.convert_to_numpy(model.importance_weighted_loss(log_weights)), expected, rtol=1e-6)
+    np.testing.assert_allclose(ops.convert_to_numpy(model.importance_weighted_loss(log_weights[:, :1])), [100, 1e4])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_several_samples_train_the_importance_weighted_bound_and_the_figures_stay_the_elbo(images, shards):
+    vae = transparent(0.1, 1.1, shards=shards, importance_samples=3)
+    outputs = vae(images, training=True)
+    loss = float(vae.compute_loss(x=images, y_pred=outputs, training=True))
+    z = ops.convert_to_numpy(outputs[0]).reshape(len(images), 3, 784).astype(np.float64)
+    assert len(np.unique(z[0, :, 0])) == 3
+
+    targets = images.reshape(len(images), 1, 784)
+    likelihood = (targets * z - np.logaddexp(0, z)).sum(axis=2)
+    weights = likelihood + (norm.logpdf(z) - norm.logpdf(z, 0.1, 1.1)).sum(axis=2)
+    assert loss == pytest.approx((np.log(3) - logsumexp(weights, axis=1)).mean(), rel=1e-5)
+    kl = 784 * (0.1**2 + 1.1**2 - 2 * math.log(1.1) - 1) / 2
+    figures = [float(tracker.result()) for tracker in vae.metrics]
+    assert figures == pytest.approx([kl - likelihood.mean(), -likelihood.mean(), kl], rel=1e-5)
+    assert vae(images)[0].shape == (len(images), 28, 28)  # to be judged, one sample is enough
 
 
 def test_beta_weighs_the_kl_in_the_gradient_and_not_in_the_figures(network, images):

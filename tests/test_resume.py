@@ -14,7 +14,7 @@ import pytest
 from conftest import SMALL_RUN, finish, snapshot, start
 
 import main
-from vae import checkpoint
+from vae import archive, checkpoint
 from vae.settings import UserError
 
 EPOCHS = 3
@@ -29,7 +29,7 @@ def here(tmp_path, monkeypatch, plain_keras):
 def trained(folder) -> tuple[list[list[str]], dict[str, np.ndarray]]:
     """The history without its times, and every array of the training state: weights, and the optimizer's own."""
     rows = list(csv.reader((folder / "history.csv").read_text().splitlines()))
-    state = checkpoint.read_state(folder)
+    state = archive.read_state(folder)
     del state["history"], state["run"]  # the one has the times, the other differs from run to run
     return [row[:-2] for row in rows], state
 
@@ -89,7 +89,7 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_without_a_break(root, 
     assert len({row[1] for row in rows}) == 1 + EPOCHS  # and the epochs differ
     moments = [array for array in arrays.values() if array.ndim and np.abs(array).max() > 0]
     assert len(moments) > 2 * len(arrays) / 3 - 2  # the optimizer's own are among them
-    (prior, whole_prior) = (checkpoint.read_prior(root / name) for name in ("broken", "whole"))
+    (prior, whole_prior) = (archive.read_prior(root / name) for name in ("broken", "whole"))
     np.testing.assert_array_equal(prior["means"], whole_prior["means"])
     elapsed = [float(row["elapsed"]) for row in csv.DictReader((root / "broken" / "history.csv").open())]
     assert elapsed == sorted(elapsed)
@@ -202,7 +202,7 @@ def test_a_finished_run_that_is_to_become_another_is_whole_until_it_is_that_one(
     if checkpoint.read_config(tmp_path)["finished"]:
         assert halves == ["old", "old"] and "prior.npz" in names
     else:
-        assert checkpoint.read_state(tmp_path)["run"].tobytes() == b"new" and "prior.npz" not in names
+        assert archive.read_state(tmp_path)["run"].tobytes() == b"new" and "prior.npz" not in names
 
 
 def test_a_state_of_another_run_is_refused(unfinished):
@@ -286,7 +286,7 @@ def test_settings_that_no_run_can_have_are_refused(unfinished, name, value):
 @pytest.mark.parametrize("change", ["missing", "torn", "shape", "history", "more", "nan"])
 def test_a_state_that_is_not_of_this_run_is_refused(unfinished, change):
     path = unfinished / "training_state.npz"
-    arrays = checkpoint.read_state(unfinished)
+    arrays = archive.read_state(unfinished)
     if change == "missing":
         path.unlink()
     elif change == "torn":

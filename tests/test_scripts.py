@@ -81,8 +81,8 @@ def quick(script: str, *arguments: str) -> tuple[int, str, list[str], set[str]]:
 HEAVY = {"keras", "tensorflow", "torch", "jax", "sklearn", "scipy", "matplotlib", "pooch", "requests"}
 
 FLAGS = {
-    "main.py": "network dataset data epochs batch-size learning-rate latent-dim hidden-dim beta binarize seed name "
-    "overwrite precision tensorboard deterministic",
+    "main.py": "network dataset data epochs batch-size learning-rate latent-dim hidden-dim beta "
+    "importance-samples binarize seed name overwrite precision tensorboard deterministic",
     "generator.py": "checkpoint count columns scale seed output arrays",
     "evaluate.py": "checkpoint dataset data json",
 }
@@ -120,6 +120,7 @@ WRONG = [
     "main.py --latent-dim 2.5",
     "main.py --hidden-dim two",
     "main.py --beta -1",
+    "main.py --importance-samples 101",
     "main.py --seed -1",
     "main.py --seed 4294967296",
     "main.py --network nonsense",
@@ -473,7 +474,7 @@ def test_a_kill_leaves_no_broken_file_and_the_last_finished_run_is_still_found(m
     if "config.json" in names:
         config = checkpoint.read_config(folder)
         assert config["finished"] is None and config["epochs_done"] in (epochs, epochs - 1)
-    checkpoint.read_state(folder)
+    archive.read_state(folder)
     if moment is moment_of_the_third_epoch:
         assert 3 <= epochs < 10  # the line of the third did not wait for a buffer to be full
 
@@ -599,7 +600,7 @@ def test_the_other_pictures(run_copy, here, capsys, arguments, rows, columns):
 
 def test_a_digit_is_drawn_from_its_own_components(run_copy, here, spies, capsys):
     generator.main(["--digit", "31", "--columns", "3", "--scale", "0"])
-    prior = checkpoint.read_prior(run_copy)
+    prior = archive.read_prior(run_copy)
     for z, digit in zip(spies[0].given, (3, 1), strict=True):
         own = prior["means"][prior["classes"] == digit]
         assert all(any(np.allclose(row, mean) for mean in own) for row in z)

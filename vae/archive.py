@@ -1,4 +1,4 @@
-"""A trained model, restored from its .keras archive once that has been looked at."""
+"""What a run kept in archives, its models and its arrays, restored once each has been looked at."""
 
 import io
 import json
@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from vae.settings import UserError
 
 LARGEST_MODEL = 256 * 2**20  # bytes in an archive, unpacked
+LARGEST_ARRAYS = 1024 * 2**20  # bytes in an .npz, unpacked
 LARGEST_TEXT = 2**18  # bytes of its config, and of its metadata; eight thousand are usual
 MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # and no assets, which Keras would unpack elsewhere
 
@@ -38,6 +41,28 @@ def load_model(folder: Path, name: str, input_shape: tuple, output_shapes: list[
     if not fits:
         raise UserError(f"{path} is not the {name} of a run (its shapes differ); choose another run with --checkpoint")
     return model
+
+
+def read_state(folder: Path) -> dict[str, np.ndarray] | None:
+    """Read `training_state.npz`, or return None where the run has none; UserError where it is not plain numbers."""
+    return _read_arrays(folder / "training_state.npz", "start a new run")
+
+
+def read_prior(folder: Path) -> dict[str, np.ndarray] | None:
+    """Read `prior.npz`, or return None where the run has none; raises UserError where it is not plain numbers."""
+    return _read_arrays(folder / "prior.npz", "remove it to draw from the prior")
+
+
+def read_reconstructions(folder: Path) -> np.ndarray:
+    """Read the images (n, 28, 28), bytes, that `reconstructions.npz` has; UserError where the run kept none."""
+    path = folder / "reconstructions.npz"
+    arrays = _read_arrays(path, "draw from the decoder")
+    if arrays is None:
+        raise UserError(f"{path} is missing: only a run with --save-reconstructions has it; draw from the decoder")
+    images = arrays.get("images")
+    if images is None or images.dtype != np.uint8 or images.shape[1:] != (28, 28) or not len(images):
+        raise UserError(f"{path} holds no images (n, 28, 28) of bytes; draw from the decoder")
+    return images
 
 
 def _other_version(path: Path) -> str | None:
@@ -113,3 +138,28 @@ def _modules(declared) -> Iterator[str]:
     elif isinstance(declared, list):
         for value in declared:
             yield from _modules(value)
+
+
+def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_ARRAYS:  # pipes and devices may have no end
+            raise ValueError("it is no plain file, or too large")
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
+                raise ValueError("it is too large")
+            for member in archive.infolist():
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError("it is compressed in an unusual way")
+                with archive.open(member) as file:
+                    if file.read(8) != b"\x93NUMPY\1\0":  # as NumPy writes it; in later versions headers have no end
+                        raise ValueError("it holds other things than arrays")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        if not all(isinstance(array, np.ndarray) and array.dtype.kind in "iuf" for array in arrays.values()):
+            raise ValueError("it holds other things than numbers")
+    except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise nearly every exception there is
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason[:200]}; {remedy}") from error
+    return arrays

@@ -21,7 +21,6 @@ import numpy as np
 from vae.settings import UserError
 
 FORMAT = 1  # of the folder; to be raised when an older program could no longer read a newer folder
-LARGEST_ARRAYS = 1024 * 2**20  # bytes in an .npz, unpacked
 LARGEST_CONFIG = 2**20  # bytes of a config.json; two thousand are usual
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIG = {  # what is read of config.json, and its type
@@ -161,32 +160,10 @@ def _removed_afterwards(paths: list[Path]) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def read_state(folder: Path) -> dict[str, np.ndarray] | None:
-    """Read `training_state.npz`, or return None where the run has none; UserError where it is not plain numbers."""
-    return _read_arrays(folder / "training_state.npz", "start a new run")
-
-
 def write_prior(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write `prior.npz`: plain arrays, what is known of where the codes of the training images lie."""
     with replacing(folder / "prior.npz") as path, open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
-
-
-def read_prior(folder: Path) -> dict[str, np.ndarray] | None:
-    """Read `prior.npz`, or return None where the run has none; raises UserError where it is not plain numbers."""
-    return _read_arrays(folder / "prior.npz", "remove it to draw from the prior")
-
-
-def read_reconstructions(folder: Path) -> np.ndarray:
-    """Read the images (n, 28, 28), bytes, that `reconstructions.npz` has; UserError where the run kept none."""
-    path = folder / RECONSTRUCTIONS
-    arrays = _read_arrays(path, "draw from the decoder")
-    if arrays is None:
-        raise UserError(f"{path} is missing: only a run with --save-reconstructions has it; draw from the decoder")
-    images = arrays.get("images")
-    if images is None or images.dtype != np.uint8 or images.shape[1:] != (28, 28) or not len(images):
-        raise UserError(f"{path} holds no images (n, 28, 28) of bytes; draw from the decoder")
-    return images
 
 
 @contextmanager
@@ -203,31 +180,6 @@ def images_file(path: Path, count: int, dtype: str, compression: int) -> Iterato
     ):
         np.lib.format.write_array_header_1_0(file, header)
         yield lambda batch: file.write(batch.astype(dtype).tobytes())
-
-
-def _read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
-    if not path.exists():
-        return None
-    try:
-        if not _is_plain(path, LARGEST_ARRAYS):
-            raise ValueError("it is no plain file, or too large")
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
-                raise ValueError("it is too large")
-            for member in archive.infolist():
-                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ValueError("it is compressed in an unusual way")
-                with archive.open(member) as file:
-                    if file.read(8) != b"\x93NUMPY\1\0":  # as NumPy writes it; in later versions headers have no end
-                        raise ValueError("it holds other things than arrays")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        if not all(isinstance(array, np.ndarray) and array.dtype.kind in "iuf" for array in arrays.values()):
-            raise ValueError("it holds other things than numbers")
-    except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise nearly every exception there is
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason[:200]}; {remedy}") from error
-    return arrays
 
 
 def _is_plain(path: Path, largest: int) -> bool:

@@ -33,6 +33,11 @@ def layer_size(text: str) -> int:
     return _number(text, int, "a whole number from 1 to 1024", lambda number: 1 <= number <= 1024)
 
 
+def sample_count(text: str) -> int:
+    """A whole number from 1 to 100, for argparse: each of them takes as much memory as a batch."""
+    return _number(text, int, "a whole number from 1 to 100", lambda number: 1 <= number <= 100)
+
+
 def seed(text: str) -> int:
     """A whole number that NumPy and Keras both take as a seed, for argparse."""
     return _number(text, int, "a whole number from 0 to 4294967295", lambda number: 0 <= number < 2**32)
@@ -71,6 +76,7 @@ def _number(text: str, kind: type, wanted: str, fits: Callable) -> int | float:
 KINDS = {
     "positive integer": positive_integer,
     "layer size": layer_size,
+    "sample count": sample_count,
     "seed": seed,
     "positive number": positive_number,
     "number": number,

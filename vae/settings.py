@@ -140,6 +140,13 @@ SETTINGS = (
     Setting("latent_dim", None, "latent dimensions, up to 1024", "layer size"),
     Setting("hidden_dim", None, "units of the LSTM, up to 1024", "layer size"),
     Setting("beta", 1.0, "weight of the KL term while training; the losses shown are always unweighted", "number"),
+    Setting(
+        "importance_samples",
+        1,
+        "posterior samples of an image, up to 100, for whose importance-weighted bound it is trained; 1 is the ELBO, "
+        "which the losses shown always are",
+        "sample count",
+    ),
     Setting("likelihood", "bernoulli", "what a pixel is, given the latent vector", choices=LIKELIHOODS),
     Setting("variance", 0.01, "of a pixel, where pixels are Gaussian", "variance"),
     Setting("binarize", False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", bool),
