@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> dict:
         default=argparse.SUPPRESS,
         metavar="DIR",
         help="go on with the run in DIR, or with the newest unfinished one, from its last whole epoch; a finished run "
-        "goes on with a larger --epochs (default: a new run)",
+        "goes on with a larger --epochs, and may have other --importance-samples then (default: a new run)",
     )
     return vars(parser.parse_args(arguments))
 
@@ -245,6 +245,7 @@ def record(settings: dict, dataset: data.Dataset, held_out, vae, earlier: dict |
             "test_images": len(dataset.test_images),
             "warning": dataset.warning,
         },
+        "taken_further": resume.taken_further(earlier),
         "run": (earlier or {}).get("run") or secrets.token_hex(8),  # which run the training state is of
         "shards": vae.shards,
         "backend": backend,

@@ -9,21 +9,33 @@ from pathlib import Path
 from vae import archive, checkpoint, console, data, download
 from vae.settings import UserError
 
+FURTHER = ("epochs", "importance_samples")  # settings that a finished run may be taken further with
+
 
 def settings(given: dict, config: dict, folder: Path) -> dict:
     """The settings of the run in `folder`; UserError where the command line, or its own config, contradicts them.
 
-    Two things may be said anew: where its images are now, and a larger number of epochs once it is finished.
+    Two things may be said anew: where its images are now, and once it is finished a larger number of epochs, which may
+    have other importance samples.
     """
     own = console.settings_of(config, folder)
+    further = FURTHER if config["finished"] and given.get("epochs", 0) > own["epochs"] else ()
     for name, value in given.items():
-        longer = name == "epochs" and config["finished"] and value > own["epochs"]
-        if name in own and value != own[name] and not longer and name not in ("data", "dataset"):
+        if name in own and value != own[name] and name not in ("data", "dataset", *further):
             run = f"the run in {console.shown(folder)} has {own[name]}"
             raise UserError(f"{console.flag(name)} {value}: {run}; leave it out, or start a new run")
     if "data" in given or "dataset" in given:
         own |= {"data": given.get("data"), "dataset": given.get("dataset")}
-    return own | {"epochs": given.get("epochs", own["epochs"])}
+    return own | {name: given.get(name, own[name]) for name in FURTHER}
+
+
+def taken_further(earlier: dict | None) -> list[dict]:
+    """With what a run was trained each time before it was taken further, for its config."""
+    if earlier is None:
+        return []
+    before = earlier.get("taken_further")
+    before = before if isinstance(before, list) else []
+    return [*before, {name: earlier["settings"].get(name) for name in FURTHER}] if earlier["finished"] else before
 
 
 def dataset(settings: dict, config: dict) -> data.Dataset:
@@ -73,7 +85,8 @@ def told(folder: Path, config: dict) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         kept = checkpoint.read_config(folder)
         if kept.get("run") == config["run"]:
-            further = f" --epochs {config['settings']['epochs']}" if kept["finished"] else ""
+            flags = [f" {console.flag(name)} {config['settings'][name]}" for name in FURTHER]
+            further = "".join(flags) if kept["finished"] else ""
             stop.add_note(f"go on with: python main.py --resume {shlex.quote(console.shown(folder))}{further}")
         else:
             stop.add_note(

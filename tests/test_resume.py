@@ -163,6 +163,15 @@ def test_a_finished_run_is_taken_further_and_else_nothing_is_left_to_do(root, ru
     assert {path.name for path in run_copy.iterdir()} == set(checkpoint.FILES)
 
 
+def test_a_run_is_taken_further_with_other_importance_samples_and_its_config_tells(root, run_copy):
+    for refused in (["--importance-samples", "2"], ["--importance-samples", "2", "--epochs", "2"]):
+        assert "--importance-samples 2: the run in" in refusal("--resume", *refused)
+    main.main(["--resume", "--importance-samples", "2", "--epochs", "3"])
+    config = checkpoint.read_config(run_copy)
+    assert [config["settings"][name] for name in ("epochs", "importance_samples")] == [3, 2]
+    assert config["taken_further"] == [{"epochs": 2, "importance_samples": 1}]
+
+
 def interrupt_while_writing(number: int, monkeypatch) -> None:
     """Let whatever is written next end, as by a kill, before its `number`-th file takes its place."""
     replace, left = checkpoint.os.replace, [number]
@@ -217,7 +226,7 @@ def test_a_finished_run_is_as_it_was_until_its_first_further_epoch_is_whole(run_
     with pytest.raises(KeyboardInterrupt) as caught:
         main.main(["--resume", "--epochs", "3"])
     assert snapshot(run_copy) == before
-    assert caught.value.__notes__[0].endswith(f"--resume {main.shown(run_copy)} --epochs 3")
+    assert caught.value.__notes__[0].endswith(f"--resume {main.shown(run_copy)} --epochs 3 --importance-samples 1")
 
 
 def test_whoever_interrupts_a_run_that_overwrites_another_is_not_sent_to_the_other(run_copy, monkeypatch):
