@@ -222,6 +222,11 @@ def importance_weighted_loss(log_weights):
     return math.log(log_weights.shape[1]) - ops.logsumexp(log_weights, axis=1)
 
 
+def _repeated(rows, times: int):
+    """Each of the rows (n, ...) so many times, next to one another: (n * times, ...)."""
+    return ops.reshape(ops.stack([rows] * times, axis=1), (-1, *rows.shape[1:]))
+
+
 def logits_of(decoder: keras.Model) -> keras.Model:
     """The decoder without its sigmoid: latent vectors (n, D) to logits (n, 28, 28)."""
     return keras.Model(decoder.input, decoder.get_layer("logits").output)
@@ -286,7 +291,7 @@ class VAE(keras.Model):
     def _forward(self, images, training):
         mean, log_var = self.encoder(images, training=training)
         samples = self.importance_samples if training else 1
-        means, log_vars = (ops.repeat(head, samples, axis=0) for head in (mean, log_var))
+        means, log_vars = _repeated(mean, samples), _repeated(log_var, samples)
         epsilon = keras.random.normal(ops.shape(means), seed=self.noise)
         z = means + ops.exp(0.5 * log_vars) * epsilon  # (n K, D), equation 4
         log_ratio = 0.5 * ops.sum(ops.square(epsilon) + log_vars - ops.square(z), axis=1)  # (2 pi)^(-D/2) cancels
@@ -295,7 +300,7 @@ class VAE(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         logits, mean, log_var, log_ratio = y_pred
         samples = self.importance_samples if training else 1
-        nats = reconstruction_loss(ops.repeat(x, samples, axis=0), logits, self.variance)
+        nats = reconstruction_loss(_repeated(x, samples), logits, self.variance)
         by_sample = ops.reshape(nats, (-1, samples))  # (n, K)
         reconstruction = ops.mean(by_sample, axis=1)
         kl = kl_loss(mean, log_var)
