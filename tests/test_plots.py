@@ -127,7 +127,7 @@ def test_originals_are_above_their_reconstructions(count, columns, rows):
         np.testing.assert_array_equal(cell(grid, 2 * row, column, 3), np.rint(255 * originals[place]))
         np.testing.assert_array_equal(cell(grid, 2 * row + 1, column, 3), np.rint(255 * (1 - originals[place])))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["original", "reconstruction"] * rows
-    assert figure.get_suptitle() == "test images"
+    assert figure.axes[0].get_title() == "test images"
     assert written(figure).size[0] > 400
 
 

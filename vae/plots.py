@@ -74,8 +74,8 @@ def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, colu
     grid = tile(np.concatenate(pairs), 2 * columns * len(pairs), columns)
     height, width = grid.shape
     figure = Figure(figsize=(8, 8 * height / width + 0.6), layout="constrained")
-    figure.suptitle(title)
     axes = figure.subplots()
+    axes.set_title(title)
     axes.imshow(grid, cmap="gray", vmin=0, vmax=255)
     centres = (np.arange(2 * len(pairs)) + 0.5) * height / (2 * len(pairs))
     axes.set_yticks(centres, ["original", "reconstruction"] * len(pairs))
