@@ -151,6 +151,8 @@ def check(options, prior: dict | None) -> None:
         raise UserError("--digit: the prior knows no digits, only a run's mixture does; draw without --digit")
     if options.digit is not None and (options.interpolate or options.manifold or options.reconstruct):
         raise UserError("--digit: it goes with plain drawing only; leave it, or the other picture, out")
+    if options.digit is not None and len(options.digit) > 1 and options.count and options.columns:
+        raise UserError("--columns: each of several digits has a row of --columns; leave it, or --count, out")
     if (options.data or options.dataset) and not options.reconstruct:
         raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
 

@@ -46,6 +46,8 @@ def check(settings: dict, new: bool = True) -> None:
         raise UserError("--dataset: it contradicts --data; give one of the two")
     if settings["binarize"] and settings["likelihood"] == "gaussian":
         raise UserError("--binarize: binary pixels are not Gaussian; leave it, or --likelihood gaussian, out")
+    if settings["importance_samples"] > 1 and settings["beta"] != 1:
+        raise UserError("--beta: the bound of several --importance-samples has no KL term; leave one of the two out")
     if settings["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
 
@@ -184,8 +186,11 @@ def make_model(settings: dict, steps: int, shards: int):
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=settings["learning_rate"], warmup_steps=warmup
     )
+    optimizer = training.Adam(rate)
+    if settings["precision"] == "mixed_float16":  # or small gradients would be zero
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     vae.compile(
-        optimizer=training.Adam(rate),
+        optimizer=optimizer,
         # XLA makes this network slower on a CPU, and keeps the LSTM from cuDNN on a GPU; JAX knows no other way.
         jit_compile=keras.backend.backend() == "jax",
         steps_per_execution=max(1, network.images_per_execution // (settings["batch_size"] * vae.importance_samples)),

@@ -1,7 +1,7 @@
 """The networks, each a short builder, and the variational autoencoder with its loss.
 
 A builder returns two plain functional models, an encoder and a decoder, that know nothing of each other; `VAE` joins
-them, draws the latent vector between them and adds up the negative ELBO.
+them, draws the latent vector between them and adds up the loss: the negative ELBO, or a tighter bound.
 
 Kingma & Welling, Auto-Encoding Variational Bayes, 2014 (equations 3 and 10); Rezende, Mohamed & Wierstra, Stochastic
 Backpropagation and Approximate Inference in Deep Generative Models, 2014.
@@ -224,6 +224,9 @@ def importance_weighted_loss(log_weights):
 
 def _repeated(rows, times: int):
     """Each of the rows (n, ...) so many times, next to one another: (n * times, ...)."""
+    if times == 1:
+        return rows
+    # ops.repeat would let TensorFlow's oneDNN complain, on standard error, of an int32 that it cannot add up.
     return ops.reshape(ops.stack([rows] * times, axis=1), (-1, *rows.shape[1:]))
 
 
@@ -240,13 +243,13 @@ def log_likelihood_of(decoder: keras.Model, variance: float | None = None) -> ke
 
 
 class VAE(keras.Model):
-    """An encoder and a decoder that are trained together by the negative ELBO.
+    """An encoder and a decoder that are trained together by the negative ELBO, or by a tighter bound.
 
     The three figures that `fit` and `evaluate` report are means over all images seen, in nats per image: the general
     loss (reconstruction + KL, the negative ELBO), the reconstruction loss and the KL loss. `beta` weighs the KL term in
     the gradient alone (Higgins et al., beta-VAE, 2017): at any beta the figures stay an ELBO. So they do where the
     gradient is that of the tighter bound of several `importance_samples` (Burda et al., Importance Weighted
-    Autoencoders, 2016). With a `variance`, pixels are Gaussian.
+    Autoencoders, 2016), which has no KL term for beta to weigh. With a `variance`, pixels are Gaussian.
 
     Each batch is computed in so many `shards`, nothing of one waiting for another, so that each core can have its own:
     the same mathematics, but for layers that look at a batch as a whole, and quicker than many cores at one small
@@ -278,10 +281,10 @@ class VAE(keras.Model):
         return self._means
 
     def call(self, images, training=False):
-        """Return (logits, mean, log_var, log_ratio) for images (n, 28, 28), with one z drawn from q(z|x) for each.
+        """Return (logits, mean, log_var, log_ratio) for images (n, 28, 28).
 
-        log_ratio is log p(z) - log q(z|x). While training, an image has as many z as there are importance samples, next
-        to one another: K of them make logits (n K, 28, 28) and log_ratio (n K,).
+        For each, K latent vectors z are drawn from q(z|x): while training as many as there are importance samples, else
+        one. Logits are (n K, 28, 28), an image's next to one another; log_ratio, (n, K), is log p(z) - log q(z|x).
         """
         count = ops.shape(images)[0]
         ends = [count * shard // self.shards for shard in range(self.shards + 1)]
@@ -295,11 +298,11 @@ class VAE(keras.Model):
         epsilon = keras.random.normal(ops.shape(means), seed=self.noise)
         z = means + ops.exp(0.5 * log_vars) * epsilon  # (n K, D), equation 4
         log_ratio = 0.5 * ops.sum(ops.square(epsilon) + log_vars - ops.square(z), axis=1)  # (2 pi)^(-D/2) cancels
-        return self._logits(z, training=training), mean, log_var, log_ratio
+        return self._logits(z, training=training), mean, log_var, ops.reshape(log_ratio, (-1, samples))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         logits, mean, log_var, log_ratio = y_pred
-        samples = self.importance_samples if training else 1
+        samples = log_ratio.shape[1]
         nats = reconstruction_loss(_repeated(x, samples), logits, self.variance)
         by_sample = ops.reshape(nats, (-1, samples))  # (n, K)
         reconstruction = ops.mean(by_sample, axis=1)
@@ -308,8 +311,7 @@ class VAE(keras.Model):
             tracker.update_state(value)
         if samples == 1:  # the KL term in closed form has less noise than its sample
             return ops.mean(reconstruction + self.beta * kl)
-        log_weights = self.beta * ops.reshape(log_ratio, (-1, samples)) - by_sample
-        return ops.mean(importance_weighted_loss(log_weights))
+        return ops.mean(importance_weighted_loss(log_ratio - by_sample))
 
     def reseed(self, *keys: int) -> None:
         """Make all noise from here on, dropout's too, a function of these keys, say of (seed, epoch)."""

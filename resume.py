@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vae import archive, checkpoint, console, data, download
-from vae.settings import UserError
+from vae.settings import UserError, complete
 
 FURTHER = ("epochs", "importance_samples")  # settings that a finished run may be taken further with
 
@@ -35,7 +35,8 @@ def taken_further(earlier: dict | None) -> list[dict]:
         return []
     before = earlier.get("taken_further")
     before = before if isinstance(before, list) else []
-    return [*before, {name: earlier["settings"].get(name) for name in FURTHER}] if earlier["finished"] else before
+    settings = complete(earlier["settings"])  # an older run has no importance samples
+    return [*before, {name: settings[name] for name in FURTHER}] if earlier["finished"] else before
 
 
 def dataset(settings: dict, config: dict) -> data.Dataset:
@@ -85,8 +86,9 @@ def told(folder: Path, config: dict) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         kept = checkpoint.read_config(folder)
         if kept.get("run") == config["run"]:
-            flags = [f" {console.flag(name)} {config['settings'][name]}" for name in FURTHER]
-            further = "".join(flags) if kept["finished"] else ""
+            was, wanted = complete(kept["settings"]), config["settings"]
+            changed = [name for name in FURTHER if wanted[name] != was[name]]
+            further = "".join(f" {console.flag(name)} {wanted[name]}" for name in changed)
             stop.add_note(f"go on with: python main.py --resume {shlex.quote(console.shown(folder))}{further}")
         else:
             stop.add_note(

@@ -138,6 +138,11 @@ def test_a_walk_to_the_same_place_stays_there():
     np.testing.assert_allclose(latent.walk(place, place, 4), np.tile(place, (1, 4, 1)), atol=1e-6)
 
 
+def test_a_walk_to_the_opposite_side_goes_straight_through_the_middle():
+    ends = np.array([[0.6], [-0.2]])  # of one latent dimension
+    np.testing.assert_allclose(latent.walk(ends, -ends, 3), np.stack([ends, 0 * ends, -ends], axis=1), atol=1e-6)
+
+
 def test_the_plane_has_the_quantiles_of_the_prior():
     z = latent.plane(5, 4, axes=(2, 0)).reshape(5, 5, 4)
     np.testing.assert_allclose(z[2, :, 2], [-1.2816, -0.5244, 0, 0.5244, 1.2816], atol=1e-4)  # 10% to 90%

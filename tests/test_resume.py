@@ -170,6 +170,7 @@ def test_a_run_is_taken_further_with_other_importance_samples_and_its_config_tel
     config = checkpoint.read_config(run_copy)
     assert [config["settings"][name] for name in ("epochs", "importance_samples")] == [3, 2]
     assert config["taken_further"] == [{"epochs": 2, "importance_samples": 1}]
+    assert "no KL term" in refusal(*SMALL_RUN, "--importance-samples", "2", "--beta", "4")
 
 
 def interrupt_while_writing(number: int, monkeypatch) -> None:
@@ -226,7 +227,7 @@ def test_a_finished_run_is_as_it_was_until_its_first_further_epoch_is_whole(run_
     with pytest.raises(KeyboardInterrupt) as caught:
         main.main(["--resume", "--epochs", "3"])
     assert snapshot(run_copy) == before
-    assert caught.value.__notes__[0].endswith(f"--resume {main.shown(run_copy)} --epochs 3 --importance-samples 1")
+    assert caught.value.__notes__[0].endswith(f"--resume {main.shown(run_copy)} --epochs 3")
 
 
 def test_whoever_interrupts_a_run_that_overwrites_another_is_not_sent_to_the_other(run_copy, monkeypatch):

@@ -28,7 +28,7 @@ from PIL import Image
 import evaluate
 import generator
 import main
-from vae import archive, checkpoint, data, download, plots
+from vae import archive, checkpoint, data, download, plots, training
 from vae.settings import NETWORKS, SETTINGS, UserError
 
 LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
@@ -300,8 +300,6 @@ def test_another_seed_gives_another_run_and_a_name_is_given_once(small_run, root
 
 
 def test_fit_goes_through_the_batches_of_each_epoch_in_turn(root, here, monkeypatch, capsys):
-    from vae import training
-
     class Batches(training.Batches):
         def __getitem__(self, index):
             if self._shuffle:
@@ -384,6 +382,16 @@ def test_deterministic_operations_are_asked_for(monkeypatch, plain_keras):
     for flags in ([], ["--deterministic"]):
         main.make_model(main.complete(main.parse([*SMALL, *flags])), steps=10, shards=1)
     assert asked == [True]
+
+
+def test_the_loss_of_float16_is_scaled_and_what_its_optimizer_knows_is_kept(plain_keras):
+    vae = main.make_model(main.complete(main.parse([*SMALL, "--precision", "mixed_float16"])), steps=10, shards=1)
+    images = np.random.default_rng(0).integers(0, 256, (128, 28, 28), np.uint8)
+    vae.fit(training.Batches(images, 64, seed=0), verbose=0)
+    arrays = training.state(vae, [], "run").values()
+    assert any(array.shape == () and array == 2**15 for array in arrays)  # what Keras begins to scale by
+    weights = [array for array in arrays if array.shape == (28, 32)]  # of the LSTM, and their two moments
+    assert len(weights) == 3 and all(np.isfinite(array).all() and array.any() for array in weights)
 
 
 def test_where_tensorboard_is_missing_it_is_said_what_to_install(monkeypatch, root):
@@ -618,6 +626,7 @@ def test_reconstructions_stand_beside_originals(run_copy, here, capsys):
     [
         (["--sampler", "prior", "--digit", "3"], "--digit: the prior knows no digits"),
         (["--interpolate", "--digit", "3"], "--digit: it goes with plain drawing only"),
+        (["--digit", "31", "--count", "8", "--columns", "3"], "--columns: each of several digits has a row"),
         (["--dataset", "digits"], "only --reconstruct reads images"),
     ],
 )

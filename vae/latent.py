@@ -151,7 +151,7 @@ def walk(starts: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
     cosine = np.sum(starts * ends, axis=1) / np.maximum(lengths[0] * lengths[1], 1e-12)
     angle = np.arccos(np.clip(cosine, -1, 1))[:, None]  # (n, 1)
     t = np.linspace(0, 1, steps)[None, :]  # (1, steps)
-    straight = angle < 1e-4  # nearly the same direction: the formula would divide by zero
+    straight = np.sin(angle) < 1e-3  # nearly the same direction, or the opposite: the formula would divide by zero
     sine = np.where(straight, 1, np.sin(angle))
     of_start = np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine)[:, :, None]
     of_end = np.where(straight, t, np.sin(t * angle) / sine)[:, :, None]

@@ -143,8 +143,8 @@ SETTINGS = (
     Setting(
         "importance_samples",
         1,
-        "posterior samples of an image, up to 100, for whose importance-weighted bound it is trained; 1 is the ELBO, "
-        "which the losses shown always are",
+        "latent vectors drawn for an image in training, up to 100: 1 trains by the ELBO, more by the tighter "
+        "importance-weighted bound, at that many times the decoder's work; the losses shown are the ELBO's always",
         "sample count",
     ),
     Setting("likelihood", "bernoulli", "what a pixel is, given the latent vector", choices=LIKELIHOODS),
