@@ -31,12 +31,12 @@ def settings(given: dict, config: dict, folder: Path) -> dict:
 
 def taken_further(earlier: dict | None) -> list[dict]:
     """With what a run was trained each time before it was taken further, for its config."""
-    if earlier is None:
-        return []
-    before = earlier.get("taken_further")
+    before = (earlier or {}).get("taken_further")
     before = before if isinstance(before, list) else []
+    if earlier is None or not earlier["finished"]:
+        return before
     settings = complete(earlier["settings"])  # an older run has no importance samples
-    return [*before, {name: settings[name] for name in FURTHER}] if earlier["finished"] else before
+    return [*before, {name: settings[name] for name in FURTHER}]
 
 
 def dataset(settings: dict, config: dict) -> data.Dataset:

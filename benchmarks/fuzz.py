@@ -147,7 +147,7 @@ def make(folder: Path) -> None:
     np.savez_compressed(folder / "npz" / "images.npz", **arrays)
 
     dataset = data.Dataset("digits", arrays["x_train"], None, arrays["x_test"], None, "0", "")
-    config = trainer.record(SETTINGS, dataset, None, vae(), {"run": RUN}) | {"epochs_done": 1}
+    config = trainer.record(SETTINGS, dataset, None, vae(), {"run": RUN, "finished": None}) | {"epochs_done": 1}
     rows = [dict.fromkeys(training.fields("test_"), 1)]
     checkpoint.write_epoch(
         folder / "config", vae().encoder, vae().decoder, rows, config, training.state(vae(), rows, RUN)

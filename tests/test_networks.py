@@ -101,7 +101,7 @@ def test_the_softplus_scale_reaches_the_encoder_as_log_var(seed):
     np.testing.assert_allclose(np.exp(np.asarray(encoder(images)[1]) / 2), scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["readout", "posterior", "batchnorm"])  # each with layers that the others lack
+@pytest.mark.parametrize("name", ["posterior", "batchnorm"])  # with the layers that the others lack
 def test_a_step_of_training_is_kept_and_restored_to_the_last_bit(name, tmp_path, plain_keras):
     settings = main.complete({"network": name, "batch_size": 8, "hidden_dim": 6})
     images = np.random.default_rng(2).random((8, 28, 28), np.float32)

@@ -155,21 +155,19 @@ def test_a_finished_run_is_taken_further_and_else_nothing_is_left_to_do(root, ru
         assert "nothing is left to do" in capsys.readouterr().out
     assert snapshot(run_copy) == before
     first, _ = trained(run_copy)
-    main.main(["--resume", "--epochs", "3"])
+    main.main(["--resume", "--epochs", "3", "--importance-samples", "2"])
     rows, _ = trained(run_copy)
     assert rows[:3] == first and len(rows) == 4
     config = checkpoint.read_config(run_copy)
     assert config["epochs_done"] == config["settings"]["epochs"] == 3 and config["finished"]
+    assert config["settings"]["importance_samples"] == 2
+    assert config["taken_further"] == [{"epochs": 2, "importance_samples": 1}]
     assert {path.name for path in run_copy.iterdir()} == set(checkpoint.FILES)
 
 
-def test_a_run_is_taken_further_with_other_importance_samples_and_its_config_tells(root, run_copy):
+def test_importance_samples_that_do_not_fit_are_refused(root, run_copy):
     for refused in (["--importance-samples", "2"], ["--importance-samples", "2", "--epochs", "2"]):
         assert "--importance-samples 2: the run in" in refusal("--resume", *refused)
-    main.main(["--resume", "--importance-samples", "2", "--epochs", "3"])
-    config = checkpoint.read_config(run_copy)
-    assert [config["settings"][name] for name in ("epochs", "importance_samples")] == [3, 2]
-    assert config["taken_further"] == [{"epochs": 2, "importance_samples": 1}]
     assert "no KL term" in refusal(*SMALL_RUN, "--importance-samples", "2", "--beta", "4")
 
 

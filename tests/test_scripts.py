@@ -474,8 +474,8 @@ def test_a_kill_leaves_no_broken_file_and_the_last_finished_run_is_still_found(m
     assert set(names) <= set(checkpoint.FILES)
     for name in names:
         if name.endswith(".keras"):
-            with zipfile.ZipFile(folder / name) as archive:
-                assert archive.testzip() is None
+            with zipfile.ZipFile(folder / name) as kept:
+                assert kept.testzip() is None
             assert checkpoint_weights(folder / name)
     epochs = len(history_of(folder)) if "history.csv" in names else 0
     assert log.read_text().count("|--- Epoch: ") in (epochs, epochs - 1)
