@@ -281,10 +281,11 @@ class VAE(keras.Model):
         return self._means
 
     def call(self, images, training=False):
-        """Return (logits, mean, log_var, log_ratio) for images (n, 28, 28).
+        """Return (logits, reconstruction, kl, log_ratio) for images (n, 28, 28).
 
         For each, K latent vectors z are drawn from q(z|x): while training as many as there are importance samples, else
-        one. Logits are (n K, 28, 28), an image's next to one another; log_ratio, (n, K), is log p(z) - log q(z|x).
+        one. Logits are (n K, 28, 28), an image's next to one another. What they cost, in nats per image, are
+        reconstruction, -log p(x|z), (n, K), and kl, (n,); log_ratio, (n, K), is log p(z) - log q(z|x).
         """
         count = ops.shape(images)[0]
         ends = [count * shard // self.shards for shard in range(self.shards + 1)]
@@ -297,19 +298,18 @@ class VAE(keras.Model):
         means, log_vars = _repeated(mean, samples), _repeated(log_var, samples)
         epsilon = keras.random.normal(ops.shape(means), seed=self.noise)
         z = means + ops.exp(0.5 * log_vars) * epsilon  # (n K, D), equation 4
+        logits = self._logits(z, training=training)
+        reconstruction = reconstruction_loss(_repeated(images, samples), logits, self.variance)
         log_ratio = 0.5 * ops.sum(ops.square(epsilon) + log_vars - ops.square(z), axis=1)  # (2 pi)^(-D/2) cancels
-        return self._logits(z, training=training), mean, log_var, ops.reshape(log_ratio, (-1, samples))
+        by_sample = [ops.reshape(nats, (-1, samples)) for nats in (reconstruction, log_ratio)]
+        return logits, by_sample[0], kl_loss(mean, log_var), by_sample[1]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        logits, mean, log_var, log_ratio = y_pred
-        samples = log_ratio.shape[1]
-        nats = reconstruction_loss(_repeated(x, samples), logits, self.variance)
-        by_sample = ops.reshape(nats, (-1, samples))  # (n, K)
+        _, by_sample, kl, log_ratio = y_pred
         reconstruction = ops.mean(by_sample, axis=1)
-        kl = kl_loss(mean, log_var)
         for tracker, value in zip(self._means, (reconstruction + kl, reconstruction, kl), strict=True):
             tracker.update_state(value)
-        if samples == 1:  # the KL term in closed form has less noise than its sample
+        if log_ratio.shape[1] == 1:  # the KL term in closed form has less noise than its sample
             return ops.mean(reconstruction + self.beta * kl)
         return ops.mean(importance_weighted_loss(log_ratio - by_sample))
 
