@@ -301,11 +301,11 @@ class VAE(keras.Model):
         logits = self._logits(z, training=training)
         reconstruction = reconstruction_loss(_repeated(images, samples), logits, self.variance)
         log_ratio = 0.5 * ops.sum(ops.square(epsilon) + log_vars - ops.square(z), axis=1)  # (2 pi)^(-D/2) cancels
-        by_sample = [ops.reshape(nats, (-1, samples)) for nats in (reconstruction, log_ratio)]
-        return logits, by_sample[0], kl_loss(mean, log_var), by_sample[1]
+        reconstruction, log_ratio = (ops.reshape(nats, (-1, samples)) for nats in (reconstruction, log_ratio))
+        return logits, reconstruction, kl_loss(mean, log_var), log_ratio
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        _, by_sample, kl, log_ratio = y_pred
+        _, by_sample, kl, log_ratio = y_pred  # of the same images x, worked out shard by shard
         reconstruction = ops.mean(by_sample, axis=1)
         for tracker, value in zip(self._means, (reconstruction + kl, reconstruction, kl), strict=True):
             tracker.update_state(value)
