@@ -21,6 +21,8 @@ SMALL_RUN = (*SMALL, "--learning-rate", "0.01", "--seed", "3")
 HOME = tempfile.mkdtemp(prefix="vae-tests-")
 os.environ |= {name: HOME for name in ("HOME", "KERAS_HOME", "MPLCONFIGDIR")} | {"VAE_CHECKPOINTS": f"{HOME}/none"}
 os.environ["TF_NUM_INTRAOP_THREADS"] = "1"  # as main.py has it: the order of sums, and so the last digit, hangs on it
+# Two tests run at a time: more threads than that, in NumPy or scikit-learn, would wait for one another.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide output that waits in a buffer
 if "MNIST_DIR" in os.environ:
     os.environ["MNIST_DIR"] = os.path.abspath(os.environ["MNIST_DIR"])

@@ -1,6 +1,8 @@
 """What every network can do: held-out images, Gaussian pixels, kept reconstructions, a look at the training images."""
 
+import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -9,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, finish
+from conftest import SMALL
 from PIL import Image
 
 import evaluate
@@ -25,14 +27,11 @@ FLAGS = ("--epochs", "1", "--validation-split", "0.2", "--likelihood", "gaussian
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, str]:
     """The folder and the log of a run that was asked for everything at once."""
-    root = tmp_path_factory.mktemp("abilities")
-    done = finish("main.py", *SMALL, *FLAGS, "--save-reconstructions", "--name", "all", env=environment(root))
-    assert done.returncode == 0, done.stderr
-    return root / "all", done.stdout
-
-
-def environment(root: Path) -> dict:
-    return os.environ | {"VAE_CHECKPOINTS": str(root)}
+    root, log = tmp_path_factory.mktemp("abilities"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(log):
+        patch.setenv("VAE_CHECKPOINTS", str(root))
+        main.main([*SMALL, *FLAGS, "--save-reconstructions", "--name", "all"])
+    return root / "all", log.getvalue()
 
 
 def test_held_out_images_are_judged_after_each_epoch_and_the_test_images_at_the_end(run):
