@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,13 +56,22 @@ class Run(NamedTuple):
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> Run:
     """A small model of the digits, trained by a process of its own that writes to a log file. Not to be changed."""
-    folder = tmp_path_factory.mktemp("small")
-    environment = os.environ | {"VAE_CHECKPOINTS": str(folder / "runs")}
-    with open(folder / "log.txt", "w") as log:
-        command = [sys.executable, ROOT / "main.py", *SMALL_RUN]
-        status = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=300).returncode
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"  # all workers look at one run
+    ended, deadline = folder / "ended", time.monotonic() + 300
+    try:
+        folder.mkdir()
+    except FileExistsError:  # another worker trains it
+        while not ended.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    else:
+        environment = os.environ | {"VAE_CHECKPOINTS": str(folder / "runs")}
+        with open(folder / "log.txt", "w") as log:
+            command = [sys.executable, ROOT / "main.py", *SMALL_RUN]
+            if subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=300).returncode == 0:
+                ended.touch()
     log = (folder / "log.txt").read_bytes().decode()
-    assert status == 0, log
+    assert ended.exists(), log
     return Run(folder / "runs" / "standard-digits-001", log)
 
 
