@@ -58,20 +58,20 @@ def small_run(tmp_path_factory) -> Run:
     """A small model of the digits, trained by a process of its own that writes to a log file. Not to be changed."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"  # all workers look at one run
-    ended, deadline = folder / "ended", time.monotonic() + 300
+    deadline = time.monotonic() + 300
     try:
         folder.mkdir()
     except FileExistsError:  # another worker trains it
-        while not ended.exists() and time.monotonic() < deadline:
+        while not list(folder.glob("exit-*")) and time.monotonic() < deadline:
             time.sleep(0.1)
     else:
         environment = os.environ | {"VAE_CHECKPOINTS": str(folder / "runs")}
         with open(folder / "log.txt", "w") as log:
             command = [sys.executable, ROOT / "main.py", *SMALL_RUN]
-            if subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=300).returncode == 0:
-                ended.touch()
+            status = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=300).returncode
+        (folder / f"exit-{status}").touch()
     log = (folder / "log.txt").read_bytes().decode()
-    assert ended.exists(), log
+    assert (folder / "exit-0").exists(), log
     return Run(folder / "runs" / "standard-digits-001", log)
 
 

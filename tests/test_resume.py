@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from conftest import SMALL_RUN, snapshot, start
+from conftest import SMALL_RUN, finish, snapshot, start
 
 import main
 from vae import archive, checkpoint
@@ -347,18 +348,21 @@ def test_a_run_that_ends_after_the_clock_was_set_back_is_still_the_last(root, ru
 # Signals
 
 
-def test_sigterm_ends_a_run_with_the_command_that_resumes_it(root):  # as Ctrl-C does, in test_scripts.py
+@pytest.mark.parametrize(
+    "number, status, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_run_with_the_command_that_resumes_it(root, number, status, word):
     process = start("main.py", *SMALL_RUN, "--epochs", "999", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         while "Epoch:   1/999" not in (line := process.stdout.readline()):
             assert line, process.stderr.read()
-        process.terminate()
+        process.send_signal(number)
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 143
+    assert process.returncode == status
     folder = root / "standard-digits-001"
-    assert error.strip() == f"main.py: terminated; go on with: python main.py --resume {main.shown(folder)}"
+    assert error.strip() == f"main.py: {word}; go on with: python main.py --resume {main.shown(folder)}"
     assert checkpoint.read_config(folder)["epochs_done"] >= 1
 
 
@@ -369,9 +373,9 @@ def test_two_processes_do_not_train_in_one_folder(root, unfinished):
     holder = subprocess.Popen(command, cwd=main.checkpoint.PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"
-        assert "another process" in refusal("--resume", str(unfinished))
+        done = finish("main.py", "--resume", unfinished)
+        assert done.returncode == 1 and "another process" in done.stderr and len(done.stderr.splitlines()) == 1
     finally:
         holder.kill()
         holder.communicate()
-    main.main(["--resume", str(unfinished)])  # a killed process holds nothing
-    assert checkpoint.read_config(unfinished)["finished"]
+    assert finish("main.py", "--resume", unfinished).returncode == 0  # a killed process holds nothing

@@ -803,7 +803,7 @@ def test_more_importance_samples_bring_the_likelihood_of_the_shipped_model_down_
     images = data.load(*download.find(None, os.environ["MNIST_DIR"])).test_images[:400]
     np.savez(tmp_path / "few.npz", x_train=images, x_test=images)
     figures = []
-    for samples, count in ((1, 400), (1, 50), (100, 50)):
+    for samples, count in ((1, 400), (1, 50), (10, 50), (100, 50), (1000, 50)):
         few = ["--importance-samples", str(samples), "--images", str(count)]
         evaluate.main(["--checkpoint", str(SHIPPED), "--data", str(tmp_path / "few.npz"), "--json", *few])
         figures.append(json.loads(capsys.readouterr().out))
