@@ -195,6 +195,8 @@ def make_model(settings: dict, steps: int, shards: int):
         jit_compile=keras.backend.backend() == "jax",
         steps_per_execution=max(1, network.images_per_execution // (settings["batch_size"] * vae.importance_samples)),
     )
+    # The optimizer's variables are here before `fit` asks for them, or it would trace the training step twice.
+    vae.optimizer.build(vae.trainable_variables)
     return vae
 
 

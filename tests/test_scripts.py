@@ -394,6 +394,14 @@ def test_the_loss_of_float16_is_scaled_and_what_its_optimizer_knows_is_kept(plai
     assert len(weights) == 3 and all(np.isfinite(array).all() and array.any() for array in weights)
 
 
+def test_the_training_step_is_traced_only_once(monkeypatch, plain_keras):
+    vae = main.make_model(main.complete(main.parse([*SMALL, "--network", "dense"])), steps=10, shards=1)
+    traced, train_step = [], vae.train_step
+    monkeypatch.setattr(vae, "train_step", lambda data: traced.append(data) or train_step(data))
+    vae.fit(training.Batches(np.zeros((128, 28, 28), np.uint8), 64, seed=0), verbose=0)
+    assert len(traced) == 1
+
+
 def test_where_tensorboard_is_missing_it_is_said_what_to_install(monkeypatch, root):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--tensorboard: .*pip install tensorboard"):

@@ -96,7 +96,6 @@ def variables(vae: keras.Model) -> list:
 
     All noise and every order is a function of (seed, epoch), so there is no random state beside them.
     """
-    vae.optimizer.build(vae.trainable_variables)
     return [*vae.encoder.weights, *vae.decoder.weights, *vae.optimizer.variables]
 
 
