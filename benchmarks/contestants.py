@@ -1,7 +1,7 @@
 """What `speed.py` times, each in a process of its own that is told over standard input when to run a round.
 
-A contestant sets itself up and warms up, says what it is, and waits; for each line that it then reads it runs one round
-and answers with one line of JSON. While it waits it computes nothing.
+A contestant, named on the command line, sets itself up and warms up, says what it is, and waits; for each line that it
+then reads it runs one round and answers with one line of JSON. While it waits it computes nothing.
 """
 
 import json
@@ -16,12 +16,16 @@ from typing import NamedTuple
 if os.environ.get("KERAS_BACKEND") == "torch":
     sys.modules["tensorflow"] = None  # or Keras would import it, if only to ask whether a value is of its making
 
-import keras
-import numpy as np
-
 sys.path.extend(map(str, Path(__file__).resolve().parents[:2]))  # behind the libraries, that they find their own
 
+from vae import console
+
+if sys.argv[1:] != ["PlainKeras"]:
+    console.import_keras()  # as the scripts do, which sets more than Keras's defaults
+
 import arithmetic
+import keras
+import numpy as np
 
 import generator
 import main
@@ -260,8 +264,8 @@ def serve() -> None:
     """Read what to be, say that it is ready, and run a round for every line that comes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not get between the answers
-    kind, job, arguments = json.loads(sys.stdin.readline())
-    contestant = CONTESTANTS[kind](Job(**job), **arguments)
+    job, arguments = json.loads(sys.stdin.readline())
+    contestant = CONTESTANTS[sys.argv[1]](Job(**job), **arguments)
     print(json.dumps(contestant.facts), file=answers, flush=True)
     for _ in sys.stdin:
         print(json.dumps(contestant.round()), file=answers, flush=True)

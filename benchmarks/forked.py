@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the scripts have it
 for library in ("keras", "tensorflow", "matplotlib.figure", "sklearn.mixture", "sklearn.datasets"):
     importlib.import_module(library)
 

@@ -25,7 +25,7 @@ class Worker:
         self._log = Path(job["folder"], f"{id(self)}.log")
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", Path(__file__).with_name("contestants.py")],
+                [sys.executable, "-P", Path(__file__).with_name("contestants.py"), kind],
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"} | (environment or {}),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -33,7 +33,7 @@ class Worker:
                 text=True,
             )
         try:
-            self.facts = self._ask(json.dumps([kind, job, arguments]))
+            self.facts = self._ask(json.dumps([job, arguments]))
         except BaseException:
             self.close()
             raise

@@ -21,7 +21,8 @@ SMALL_RUN = (*SMALL, "--learning-rate", "0.01", "--seed", "3")
 # Set before Keras and Matplotlib are imported: both look into the home folder then.
 HOME = tempfile.mkdtemp(prefix="vae-tests-")
 os.environ |= {name: HOME for name in ("HOME", "KERAS_HOME", "MPLCONFIGDIR")} | {"VAE_CHECKPOINTS": f"{HOME}/none"}
-os.environ["TF_NUM_INTRAOP_THREADS"] = "1"  # as main.py has it: the order of sums, and so the last digit, hangs on it
+# As the scripts have it: the order of sums, and so the last digit, hangs on both.
+os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_ENABLE_ONEDNN_OPTS": "1"}
 # Two tests run at a time: more threads than that, in NumPy or scikit-learn, would wait for one another.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide output that waits in a buffer

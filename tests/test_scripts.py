@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import platform
 import pty
 import re
 import shlex
@@ -719,6 +720,30 @@ def test_evaluate_measures_other_images_and_binary_pixels_and_says_so(measured, 
     printed = capsys.readouterr()
     assert "binary" in printed.err and "not the images" not in printed.err
     assert json.loads(printed.out)["reconstruction_loss"] != measured["reconstruction_loss"]
+
+
+# The operations that TensorFlow runs
+
+OPERATIONS = """
+import os
+from vae import console
+console.import_keras()
+from tensorflow.python.framework import test_util
+print(os.environ["TF_ENABLE_ONEDNN_OPTS"], test_util.IsMklEnabled())
+"""
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorFlow has oneDNN built in elsewhere, or not"
+)
+@pytest.mark.parametrize(("said", "used"), [(None, "1 True"), ("0", "0 False")])
+def test_one_dnn_is_used_on_any_processor_unless_the_user_says_otherwise(said, used):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    environment |= {"TF_ENABLE_ONEDNN_OPTS": said} if said else {}
+    done = subprocess.run(
+        [sys.executable, "-c", OPERATIONS], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == used, done.stderr
 
 
 # What other programs make of a saved model
