@@ -130,9 +130,8 @@ def restored(folder: Path):
     """Restore the decoder of the run in `folder`, and print its stages."""
     console.import_keras()
     decoder = archive.load_model(folder, "decoder", (None,), [(28, 28)])
-    import model
 
-    print("----- Decoder -----", *model.decoder_stages(decoder), sep="\n")
+    print("----- Decoder -----", *console.decoder_stages(decoder), sep="\n")
     return decoder
 
 

@@ -204,8 +204,6 @@ def show(settings: dict, dataset: data.Dataset, held_out, vae) -> None:
     """Print the banner with every setting, and the shape of every stage."""
     import keras
 
-    import model
-
     lines = {
         "network": settings["network"],
         "dataset": f"{dataset.name} ({dataset.source}{'; mnist was not to be had' if dataset.warning else ''})",
@@ -232,8 +230,8 @@ def show(settings: dict, dataset: data.Dataset, held_out, vae) -> None:
     for name, value in lines.items():
         print(f"{name} =  {value}")
     print(rule)
-    print("----- Encoder -----", *model.encoder_stages(vae.encoder), sep="\n")
-    print("----- Decoder -----", *model.decoder_stages(vae.decoder), sep="\n")
+    print("----- Encoder -----", *console.encoder_stages(vae.encoder), sep="\n")
+    print("----- Decoder -----", *console.decoder_stages(vae.decoder), sep="\n")
 
 
 def record(settings: dict, dataset: data.Dataset, held_out, vae, earlier: dict | None) -> dict:

@@ -174,26 +174,6 @@ def _decoder(z, h) -> keras.Model:
     return keras.Model(z, pixels, name="decoder")
 
 
-ENDS = ("mean", "log_var", "scale")  # layers of an encoder that mu and sigma stand for among its stages
-
-
-def encoder_stages(encoder: keras.Model) -> list[str]:
-    """Return a line for the shape of every stage of an encoder, from the image to the latent vector z."""
-    body = [(layer.name, layer.output.shape) for layer in encoder.layers if layer.name not in ENDS]
-    latent = encoder.outputs[0].shape
-    return _aligned(body + [(name, latent) for name in ("mu", "sigma", "epsilon", "z")])
-
-
-def decoder_stages(decoder: keras.Model) -> list[str]:
-    """Return a line for the shape of every stage of a decoder, from the latent vector to the pixels."""
-    return _aligned([(layer.name, layer.output.shape) for layer in decoder.layers])
-
-
-def _aligned(shapes: list[tuple[str, tuple]]) -> list[str]:
-    width = max(len(name) for name, _ in shapes) + 1
-    return [f"{name + ':':{width}}  {shape}" for name, shape in shapes]
-
-
 def reconstruction_loss(images, logits, variance: float | None = None):
     """-log p(x|z) of each image (n, 28, 28), where the decoder gives logits (n, 28, 28): (n,), in nats per image.
 
@@ -242,6 +222,41 @@ def log_likelihood_of(decoder: keras.Model, variance: float | None = None) -> ke
     return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
 
 
+class ByteDropout(layers.Layer):
+    """What a layer of dropout does while training, its noise drawn a byte a number and not a float a number.
+
+    A quarter of the random words and fewer passes over what may be the largest tensors of a step. Drops a share of
+    rate, as exactly as a byte can say it, or else two, and divides by the share that is kept (Srivastava et al., 2014).
+    """
+
+    def __init__(self, dropout: layers.Dropout):
+        super().__init__(name=dropout.name, dtype=dropout.dtype_policy)
+        self._bits = 8 if (256 * dropout.rate).is_integer() else 16
+        self._dropped = round(dropout.rate * 2**self._bits)  # of the values that so many bits can have
+        self.seed_generator = dropout.seed_generator
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        *shape, features = ops.shape(x)
+        words = math.ceil(features * self._bits / 32)
+        noise = keras.random.randint((*shape, words), -(2**31), 2**31 - 1, seed=self.seed_generator)
+        noise = ops.view(noise, f"int{self._bits}")[..., :features]
+        values = 2**self._bits
+        kept = ops.cast(noise >= self._dropped - values // 2, x.dtype)
+        return x * (kept * (values / (values - self._dropped)))
+
+
+def _for_training(decoder: keras.Model) -> keras.Model:
+    """The same layers once more, to train by; but for those of dropout, in whose place `ByteDropout` stands."""
+
+    def layer_of(layer):
+        plain = type(layer) is layers.Dropout and 0 < layer.rate < 1 and layer.noise_shape is None
+        return ByteDropout(layer) if plain else layer
+
+    return keras.models.clone_model(decoder, clone_function=layer_of)
+
+
 class VAE(keras.Model):
     """An encoder and a decoder that are trained together by the negative ELBO, or by a tighter bound.
 
@@ -273,7 +288,7 @@ class VAE(keras.Model):
         self.variance = variance
         self.importance_samples = importance_samples
         self.noise = keras.random.SeedGenerator(0)
-        self._logits = logits_of(decoder)
+        self._logits = _for_training(logits_of(decoder))
         self._means = [keras.metrics.Mean(name) for name in ("general_loss", "reconstruction_loss", "kl_loss")]
 
     @property

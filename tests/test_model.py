@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 import model
+from vae import console
 from vae.settings import NETWORKS
 from vae.training import Batches
 
@@ -168,24 +169,24 @@ def test_results_are_float32_under_mixed_precision(name, images, plain_keras):
 
 def test_stages_are_told_from_input_to_output(network):
     encoder, decoder = network
-    for lines, half in ((model.encoder_stages(encoder), encoder), (model.decoder_stages(decoder), decoder)):
+    for lines, half in ((console.encoder_stages(encoder), encoder), (console.decoder_stages(decoder), decoder)):
         assert all(re.fullmatch(r"\w+: +\(None(, \d+)+\)", line) for line in lines)
         assert len({line.index("(") for line in lines}) == 1
         stages = dict(re.split(r": +", line) for line in lines)
         own = {layer.name: str(tuple(layer.output.shape)) for layer in half.layers}
-        assert {name: shape for name, shape in own.items() if name not in model.ENDS}.items() <= stages.items()
+        assert {name: shape for name, shape in own.items() if name not in console.ENDS}.items() <= stages.items()
     latent = f"(None, {LATENT})"
-    first, *_, mu, sigma, epsilon, z = (re.split(r": +", line) for line in model.encoder_stages(encoder))
+    first, *_, mu, sigma, epsilon, z = (re.split(r": +", line) for line in console.encoder_stages(encoder))
     assert first == ["image", "(None, 28, 28)"]
     assert [mu, sigma, epsilon, z] == [[name, latent] for name in ("mu", "sigma", "epsilon", "z")]
-    z, *_, logits, pixels = (re.split(r": +", line) for line in model.decoder_stages(decoder))
+    z, *_, logits, pixels = (re.split(r": +", line) for line in console.decoder_stages(decoder))
     assert [z, logits, pixels] == [["z", latent], ["logits", "(None, 28, 28)"], ["pixels", "(None, 28, 28)"]]
 
 
 def test_standard_reads_rows_with_an_lstm_and_draws_from_7_x_7_with_transposed_convolutions():
     encoder, decoder = model.build("standard", HIDDEN, LATENT)
-    assert any(re.fullmatch(rf"lstm: +\(None, 28, {HIDDEN}\)", line) for line in model.encoder_stages(encoder))
-    assert any("(None, 7, 7, " in line for line in model.decoder_stages(decoder))
+    assert any(re.fullmatch(rf"lstm: +\(None, 28, {HIDDEN}\)", line) for line in console.encoder_stages(encoder))
+    assert any("(None, 7, 7, " in line for line in console.decoder_stages(decoder))
     assert sum(isinstance(layer, layers.Conv2DTranspose) for layer in decoder.layers) >= 2
 
 
@@ -341,3 +342,42 @@ def test_noise_of_dropout_is_a_function_of_the_keys_too(network, images):
     np.testing.assert_array_equal(passes[0], passes[1])
     dropped = [values[: 25 * 784] == 0 for values in passes]
     assert 0.4 < dropped[0].mean() < 0.6 and not np.array_equal(dropped[0], dropped[2])
+
+
+@pytest.mark.parametrize(
+    ("rate", "features", "exact"), [(0.25, 32, True), (0.5, 7, True), (0.1, 32, False), (0.9, 1, False)]
+)
+def test_byte_dropout_is_dropout(rate, features, exact):
+    dropout = model.ByteDropout(layers.Dropout(rate, seed=4))
+    x = np.linspace(1, 2, 60_000 * features, dtype=np.float32).reshape(100, 600, features)
+    y = ops.convert_to_numpy(dropout(x, training=True))
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], x[kept] / (1 - rate), rtol=1e-6 if exact else 2e-4)
+    spread = math.sqrt(rate * (1 - rate))
+    assert abs(kept.mean() - (1 - rate)) < 4 * spread / math.sqrt(x.size)
+    kept = kept.ravel()
+    for lag in (1, 2, 3, 4, features):  # numbers that share a random word are as independent as others
+        together = (kept[lag:] & kept[:-lag]).mean()
+        assert abs(together - (1 - rate) ** 2) < 8 * spread / math.sqrt(x.size)
+    again = ops.convert_to_numpy(dropout(x, training=True))
+    assert 0 < ((again != 0).ravel() != kept).mean() < 1  # the next step drops others
+    np.testing.assert_array_equal(dropout(x), x)
+
+
+def test_dropout_is_byte_dropout_in_training_and_in_training_alone(network):
+    _, decoder = network
+    vae = model.VAE(*network)
+    kinds = [type(layer) for layer in model.logits_of(decoder).layers]
+    quick = [model.ByteDropout if kind is layers.Dropout else kind for kind in kinds]
+    assert [type(layer) for layer in vae._logits.layers] == quick
+    assert {id(weight) for weight in vae.trainable_weights} == {
+        id(weight) for half in network for weight in half.trainable_weights
+    }
+
+
+@pytest.mark.parametrize("dropout", [layers.Dropout(0), layers.Dropout(1), layers.Dropout(0.5, noise_shape=(None, 1))])
+def test_dropout_of_another_kind_stays_as_it_is(dropout):
+    z = keras.Input((784,))
+    logits = layers.Reshape((28, 28), name="logits")(dropout(z))
+    decoder = keras.Model(z, layers.Activation("sigmoid")(logits))
+    assert dropout in model._for_training(decoder).layers

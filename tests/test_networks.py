@@ -9,7 +9,7 @@ from keras import layers
 
 import main
 import model
-from vae import archive, training
+from vae import archive, console, training
 from vae.settings import NETWORKS, Network
 
 STAGES = {  # as published; the batch comes first
@@ -69,7 +69,7 @@ def built(name: str) -> tuple[keras.Model, keras.Model]:
 def test_the_stages_are_the_published_ones_in_their_order(name):
     encoder, decoder = built(name)
     for lines, published in zip(
-        (model.encoder_stages(encoder), model.decoder_stages(decoder)), STAGES[name], strict=True
+        (console.encoder_stages(encoder), console.decoder_stages(decoder)), STAGES[name], strict=True
     ):
         found = [re.sub(r": +", " ", line) for line in lines]
         wanted = [f"{stage} (None, {', '.join(map(str, shape))})" for stage, *shape in published]

@@ -29,7 +29,7 @@ from PIL import Image
 import evaluate
 import generator
 import main
-from vae import archive, checkpoint, data, download, plots, training
+from vae import archive, checkpoint, console, data, download, plots, training
 from vae.settings import NETWORKS, SETTINGS, UserError
 
 LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
@@ -199,13 +199,12 @@ def test_the_log_file_of_a_run_from_banner_to_end(small_run):
 
 
 def test_the_log_tells_the_stages_and_the_number_of_parameters(small_run, plain_keras):
-    import model
 
     encoder, decoder = (
         plain_keras.saving.load_model(small_run.folder / f"{half}.keras") for half in ("encoder", "decoder")
     )
-    stages = ["----- Encoder -----", *model.encoder_stages(encoder), "----- Decoder -----"]
-    stages += [*model.decoder_stages(decoder), "-> Training is started."]
+    stages = ["----- Encoder -----", *console.encoder_stages(encoder), "----- Decoder -----"]
+    stages += [*console.decoder_stages(decoder), "-> Training is started."]
     assert "\n".join(stages) in small_run.log
     assert f"parameters =  {encoder.count_params() + decoder.count_params()}\n" in small_run.log
 

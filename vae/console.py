@@ -1,4 +1,4 @@
-"""What the three scripts share at the terminal: reading flags, importing Keras quietly, and ending well."""
+"""What the three scripts share at the terminal: reading flags, importing Keras quietly, showing stages, ending well."""
 
 import argparse
 import math
@@ -131,6 +131,26 @@ def _default(setting) -> str:
         return f" (default: {setting.default})"
     own = {name: getattr(network, setting.name) for name, network in NETWORKS.items()}
     return f" (default: {', '.join(f'{value:g} for {name}' for name, value in own.items())})"
+
+
+ENDS = ("mean", "log_var", "scale")  # layers of an encoder that mu and sigma stand for among its stages
+
+
+def encoder_stages(encoder) -> list[str]:
+    """Return a line for the shape of every stage of an encoder, from the image to the latent vector z."""
+    body = [(layer.name, layer.output.shape) for layer in encoder.layers if layer.name not in ENDS]
+    latent = encoder.outputs[0].shape
+    return _aligned(body + [(name, latent) for name in ("mu", "sigma", "epsilon", "z")])
+
+
+def decoder_stages(decoder) -> list[str]:
+    """Return a line for the shape of every stage of a decoder, from the latent vector to the pixels."""
+    return _aligned([(layer.name, layer.output.shape) for layer in decoder.layers])
+
+
+def _aligned(shapes: list[tuple[str, tuple]]) -> list[str]:
+    width = max(len(name) for name, _ in shapes) + 1
+    return [f"{name + ':':{width}}  {shape}" for name, shape in shapes]
 
 
 def import_keras():
