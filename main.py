@@ -189,11 +189,13 @@ def make_model(settings: dict, steps: int, shards: int):
     optimizer = training.Adam(rate)
     if settings["precision"] == "mixed_float16":  # or small gradients would be zero
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    steps_per_execution = network.images_per_execution // (settings["batch_size"] * vae.importance_samples)
     vae.compile(
         optimizer=optimizer,
         # XLA makes this network slower on a CPU, and keeps the LSTM from cuDNN on a GPU; JAX knows no other way.
         jit_compile=keras.backend.backend() == "jax",
-        steps_per_execution=max(1, network.images_per_execution // (settings["batch_size"] * vae.importance_samples)),
+        # PyTorch runs step by step, whatever is asked for, and Keras refuses to ask for more.
+        steps_per_execution=1 if keras.backend.backend() == "torch" else max(1, steps_per_execution),
     )
     # The optimizer's variables are here before `fit` asks for them, or it would trace the training step twice.
     vae.optimizer.build(vae.trainable_variables)
@@ -222,7 +224,7 @@ def show(settings: dict, dataset: data.Dataset, held_out, vae) -> None:
         "precision": settings["precision"],
         "deterministic": settings["deterministic"],
         "seed": settings["seed"],
-        "device": f"{', '.join(keras.distribution.list_devices())} ({os.cpu_count()} cores, {keras.backend.backend()})",
+        "device": f"{', '.join(console.devices())} ({os.cpu_count()} cores, {keras.backend.backend()})",
         "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
     }
     rule = "=" * 60

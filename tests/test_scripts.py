@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import importlib.util
 import json
 import os
 import platform
@@ -719,6 +720,27 @@ def test_evaluate_measures_other_images_and_binary_pixels_and_says_so(measured, 
     printed = capsys.readouterr()
     assert "binary" in printed.err and "not the images" not in printed.err
     assert json.loads(printed.out)["reconstruction_loss"] != measured["reconstruction_loss"]
+
+
+# Keras's other backends
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_scripts_run_on_another_backend(backend, tmp_path):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    environment = os.environ | {"KERAS_BACKEND": backend, "VAE_CHECKPOINTS": str(tmp_path)}
+    for script, *arguments in (
+        ("main.py", *SMALL_RUN, "--name", "run", "--network", "readout"),
+        ("generator.py", "--checkpoint", "run", "--output", "digits.png"),
+        ("evaluate.py", "--checkpoint", "run", "--images", "9", "--importance-samples", "2"),
+    ):
+        command = [sys.executable, ROOT / script, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert config_of(tmp_path / "run")["backend"] == backend
+    first, last = history_of(tmp_path / "run")
+    assert last["general_loss"] < first["general_loss"]
 
 
 # The operations that TensorFlow runs

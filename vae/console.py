@@ -166,8 +166,19 @@ def import_keras():
     with _descriptor_silenced(2):
         import keras
 
-        keras.distribution.list_devices()  # the search for a GPU has notices of its own
+        devices()  # the search for a GPU has notices of its own
     return keras
+
+
+def devices() -> list[str]:
+    """What Keras computes on."""
+    import keras
+
+    if keras.backend.backend() == "torch":  # Keras 3.15 cannot list PyTorch's
+        import torch
+
+        return ["cuda" if torch.cuda.is_available() else "cpu"]
+    return keras.distribution.list_devices()
 
 
 @contextmanager
