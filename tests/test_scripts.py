@@ -735,8 +735,7 @@ def test_the_scripts_run_on_another_backend(backend, tmp_path):
         ("generator.py", "--checkpoint", "run", "--output", "digits.png"),
         ("evaluate.py", "--checkpoint", "run", "--images", "9", "--importance-samples", "2"),
     ):
-        command = [sys.executable, ROOT / script, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = finish(script, *arguments, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
     assert config_of(tmp_path / "run")["backend"] == backend
     first, last = history_of(tmp_path / "run")
@@ -757,18 +756,14 @@ print(os.environ["TF_ENABLE_ONEDNN_OPTS"], test_util.IsMklEnabled())
 @pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorFlow has oneDNN built in elsewhere, or not"
 )
-def test_one_dnn_is_used_on_any_processor():
+@pytest.mark.parametrize(("said", "used"), [(None, "1 True"), ("0", "0 False")])
+def test_one_dnn_is_used_on_any_processor_unless_the_user_says_otherwise(said, used):
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    environment |= {"TF_ENABLE_ONEDNN_OPTS": said} if said else {}
     done = subprocess.run(
         [sys.executable, "-c", OPERATIONS], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.stdout.strip() == "1 True", done.stderr
-
-
-def test_a_user_may_turn_one_dnn_off(monkeypatch):
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-    console.import_keras()
-    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+    assert done.stdout.strip() == used, done.stderr
 
 
 # What other programs make of a saved model
