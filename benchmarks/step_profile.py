@@ -22,7 +22,7 @@ PARTS = (  # the first that an operation's name matches
     ("optimizer", r"adam|cond/then.*Assign(Sub|Add)?VariableOp"),
     ("LSTM", r"lstm"),
     ("transposed convolutions", r"tconv"),
-    ("dense layers", r"dense|mean_|log_var_"),
+    ("dense layers", r"dense|mean_|log_var_|MatMul"),
     ("sampling, loss and the rest", r""),
 )
 

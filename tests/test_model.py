@@ -364,12 +364,35 @@ def test_byte_dropout_is_dropout(rate, features, exact):
     np.testing.assert_array_equal(dropout(x), x)
 
 
-def test_dropout_is_byte_dropout_in_training_and_in_training_alone(network):
+def test_a_stacked_dense_layer_is_the_dense_layer(rng):
+    x, target = rng.standard_normal((6, 3), np.float32), rng.standard_normal((6, 5), np.float32)
+    first, second = layers.Dense(4), layers.Dense(5, activation="tanh", bias_initializer="random_normal")
+    network = keras.Sequential([keras.Input((3,)), first, second])
+    quick = keras.Sequential([keras.Input((3,)), first, model.StackedDense(second)])
+    np.testing.assert_allclose(quick(x), network(x), rtol=1e-6)
+    quick.compile(keras.optimizers.SGD(1.0), loss=lambda y, y_pred: ops.sum(ops.square(y_pred - y), axis=-1))
+    before = [weight.numpy() for weight in quick.trainable_weights]
+    quick.train_on_batch(x, target)
+    gradients = [value - weight.numpy() for value, weight in zip(before, quick.trainable_weights, strict=True)]
+    # The same by the chain rule: a sum of squares, averaged over the batch, of tanh(h kernel2 + bias2).
+    kernel1, bias1, kernel2, bias2 = before
+    h = x @ kernel1 + bias1
+    y = np.tanh(h @ kernel2 + bias2)
+    of_second = 2 * (y - target) * (1 - y**2) / len(x)
+    of_first = of_second @ kernel2.T
+    by_hand = [x.T @ of_first, of_first.sum(0), h.T @ of_second, of_second.sum(0)]
+    for gradient, expected in zip(gradients, by_hand, strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_quick_layers_stand_in_training_and_in_training_alone(network):
     _, decoder = network
     vae = model.VAE(*network)
     kinds = [type(layer) for layer in model.logits_of(decoder).layers]
-    quick = [model.ByteDropout if kind is layers.Dropout else kind for kind in kinds]
-    assert [type(layer) for layer in vae._logits.layers] == quick
+    stand_ins = {layers.Dropout: model.ByteDropout, layers.Dense: model.StackedDense}
+    assert [type(layer) for layer in vae._logits.layers] == [stand_ins.get(kind, kind) for kind in kinds]
+    assert layers.Dense in kinds
+    assert len(vae.trainable_weights) == sum(len(half.trainable_weights) for half in network)
     assert {id(weight) for weight in vae.trainable_weights} == {
         id(weight) for half in network for weight in half.trainable_weights
     }
@@ -381,3 +404,15 @@ def test_dropout_of_another_kind_stays_as_it_is(dropout):
     logits = layers.Reshape((28, 28), name="logits")(dropout(z))
     decoder = keras.Model(z, layers.Activation("sigmoid")(logits))
     assert dropout in model._for_training(decoder).layers
+
+
+@pytest.mark.parametrize(
+    ("dense", "shape"),
+    [(layers.Dense(784, use_bias=False), (3,)), (layers.Dense(28), (28, 3))],
+    ids=["biasless", "rows"],
+)
+def test_a_dense_layer_of_another_kind_stays_as_it_is(dense, shape):
+    z = keras.Input(shape)
+    logits = layers.Reshape((28, 28), name="logits")(dense(z))
+    decoder = keras.Model(z, layers.Activation("sigmoid")(logits))
+    assert dense in model._for_training(decoder).layers
