@@ -5,6 +5,7 @@ import hashlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_ENABLE_ONEDNN_OPTS": "1"}
 # Two tests run at a time: more threads than that, in NumPy or scikit-learn, would wait for one another.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide output that waits in a buffer
+# What runs in the background of a shell ignores Ctrl-C, and so does all that it starts; the scripts here shall not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if "MNIST_DIR" in os.environ:
     os.environ["MNIST_DIR"] = os.path.abspath(os.environ["MNIST_DIR"])
 

@@ -427,7 +427,7 @@ def test_on_a_terminal_a_bar_stands_below_the_epochs_and_ctrl_c_ends_well(root):
             seen += os.read(terminal, 10_000)
         process.send_signal(signal.SIGINT)
         while process.poll() is None:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, seen.decode()
             try:
                 seen += os.read(terminal, 10_000)
             except OSError:  # all that held the terminal's other end are gone

@@ -1,6 +1,8 @@
 """What `fit` is given: the batches of an epoch, whether `fit` sees just these, and the log of the epochs."""
 
+import contextlib
 import re
+import signal
 
 import keras
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from keras import layers, ops
 
 import model
+from vae import console
 from vae.settings import UserError
 from vae.training import Batches, EpochLog
 
@@ -195,6 +198,24 @@ def test_the_log_has_a_row_and_a_line_an_epoch(vae, images, capsys):
             assert general == pytest.approx(sum(parts), abs=0.001)
         assert 0 < row["seconds"] <= row["elapsed"]
     assert log.rows[0]["elapsed"] < log.rows[1]["elapsed"]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_whose_exception_was_lost_ends_training_at_the_next_step(vae, images, monkeypatch, number, status):
+    def keep(rows):
+        kept.append(len(rows))
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(console, "_asked_to_end", None)
+    before, kept = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}, []
+    try:
+        with pytest.raises(SystemExit) as end:
+            console.run(lambda: fit(vae, images, images, epochs=3, keep=keep))
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert (end.value.code, kept) == (status, [1])
 
 
 def test_the_figures_of_an_epoch_are_over_all_its_images(vae, images, capsys):

@@ -199,8 +199,22 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came: the same as Ctrl-C, but for the exit status."""
 
 
-def _terminate(number: int, frame) -> NoReturn:
-    raise Terminated
+_asked_to_end: type[KeyboardInterrupt] | None = None
+
+
+def _end(number: int, frame) -> NoReturn:
+    global _asked_to_end
+    _asked_to_end = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise _asked_to_end
+
+
+def heed_signals() -> None:
+    """Raise again what a signal has raised before, if it did not come through.
+
+    Libraries lose one now and then: TensorFlow's compiled code (2.21) does, where it asks Python for a shape's length.
+    """
+    if _asked_to_end is not None:
+        raise _asked_to_end
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -209,7 +223,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     Notes on the exception (`add_note`) go into the line.
     """
     script = os.path.basename(sys.argv[0])
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell, which Ctrl-C is not meant for
+            signal.signal(number, _end)
     try:
         main()
         sys.stdout.flush()
