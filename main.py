@@ -285,6 +285,7 @@ def train(
         if len(rows) == 1:  # until now, those of a run that is overwritten may have stood there
             results.draw_training_images(settings, dataset, folder)
 
+    heed = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: console.heed_signals())
     log = EpochLog(batches, seed, keep_epoch, rows, judged_on(settings))
     boards = [keras.callbacks.TensorBoard(str(folder / "tensorboard"))] if settings["tensorboard"] else []
     print("-> Training is started.", flush=True)
@@ -293,7 +294,7 @@ def train(
         epochs=settings["epochs"],
         initial_epoch=len(rows),
         validation_data=results.batches(dataset.test_images if held_out is None else held_out, settings),
-        callbacks=[log, *boards],
+        callbacks=[heed, log, *boards],
         shuffle=False,  # Keras would shuffle the batches, by Python's own generator
         verbose=0,
     )

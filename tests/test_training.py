@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+import main
 import model
-from vae import console
+from vae import console, data
 from vae.settings import UserError
 from vae.training import Batches, EpochLog
 
@@ -201,17 +202,22 @@ def test_the_log_has_a_row_and_a_line_an_epoch(vae, images, capsys):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_whose_exception_was_lost_ends_training_at_the_next_step(vae, images, monkeypatch, number, status):
-    def keep(rows):
+def test_a_signal_whose_exception_was_lost_ends_training_at_the_next_step(
+    vae, images, tmp_path, monkeypatch, number, status
+):
+    def keep(vae, folder, config, rows):
         kept.append(len(rows))
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(number)
 
+    monkeypatch.setattr(main, "keep", keep)
     monkeypatch.setattr(console, "_asked_to_end", None)
+    settings = main.complete(main.parse(["--epochs", "3", "--batch-size", "10"]))
+    dataset = data.Dataset("x", images, None, images, None, "", "")
     before, kept = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}, []
     try:
         with pytest.raises(SystemExit) as end:
-            console.run(lambda: fit(vae, images, images, epochs=3, keep=keep))
+            console.run(lambda: main.train(vae, settings, dataset, None, {}, tmp_path, []))
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from vae.console import heed_signals
 from vae.settings import UserError
 
 LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
@@ -166,7 +165,6 @@ class EpochLog(keras.callbacks.Callback):
         self._epoch_began = self._steps_ended = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        heed_signals()
         self._steps_ended = time.perf_counter()
         done = min(batch + 1, len(self._batches))  # Keras counts whole executions, the last one's missing steps too
         self._check_finite(logs, f"step {done} of {len(self._batches)}")
