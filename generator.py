@@ -5,27 +5,37 @@ import math
 import secrets
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vae import archive, checkpoint, console, latent
-from vae.settings import DATASETS, UserError
+from vae import data, files, report, sampling, terminal
+from vae.run import Run
+from vae.settings import DATASETS
+from vae.terminal import UserError, positive_integer
 
-BATCH = 500  # latent vectors decoded at once: fills the cores, and its activations fit in their caches
+BATCH = 500  # latent vectors to decode at once: enough to use all cores, small enough for their caches
 
 
-def parse(arguments: list[str] | None = None):
+@dataclass
+class Picture:
+    """A grid of `count` images in so many `columns`. They come in `batches` (n, H, W) in [0, 1]."""
+
+    title: str  # what is drawn, in words
+    count: int
+    columns: int
+    batches: Iterator[np.ndarray]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = console.Parser("Draw new digits from a trained decoder, on one grid.")
+    parser = terminal.Parser(description="Draw new digits from a trained decoder, on one grid.")
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        metavar="DIR",
-        help="the run to draw from (default: the one that finished last, else the shipped)",
-    )
-    add("--count", type=console.positive_integer, metavar="N", help="digits to draw (default: 100)")
-    add("--columns", type=console.positive_integer, metavar="N", help="digits in a row (default: as many as rows)")
+    newest = "the one that finished last, else the shipped model"
+    add("--checkpoint", metavar="DIR", help=f"the run to draw from (default: {newest})")
+    add("--count", type=positive_integer, metavar="N", help="digits to draw (default: 100)")
+    add("--columns", type=positive_integer, metavar="N", help="digits in a row (default: as many as rows)")
     add(
         "--sampler",
         choices=("prior", "mixture"),
@@ -34,19 +44,21 @@ def parse(arguments: list[str] | None = None):
     )
     add(
         "--digit",
-        type=digits,
+        type=read_digits,
         metavar="D",
         help="only this digit, or, of several such as 0123456789, a row of each (default: any)",
     )
     add(
         "--scale",
-        type=console.number,
+        type=terminal.non_negative_number,
         default=1.0,
         help="multiplies the deviation from the sampler's mean: below 1 plainer digits, above 1 stranger (default: 1)",
     )
-    add("--seed", type=console.seed, help="a whole number that fixes the draw (default: a fresh one, which is printed)")
+    add(
+        "--seed", type=terminal.seed, help="a whole number that fixes the draw (default: a fresh one, which is printed)"
+    )
     add("--output", default="generated_images.png", metavar="PNG", help="the picture (default: generated_images.png)")
-    add("--arrays", metavar="NPZ", help="the images too: key 'images', (n, 28, 28), float32 in [0, 1] (default: none)")
+    add("--arrays", metavar="NPZ", help="the images too: key 'images', (n, H, W), float32 in [0, 1] (default: none)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--interpolate", action="store_true", help="rows that walk from one digit to another instead (default: off)"
@@ -66,20 +78,17 @@ def parse(arguments: list[str] | None = None):
         "--from",
         dest="source",
         choices=("reconstructions",),
-        help="images drawn at random from those that a run with --save-reconstructions keeps instead "
+        help="images drawn at random from those that a run with --save-reconstructions saved instead "
         "(default: the decoder)",
     )
-    add(
-        "--dataset",
-        choices=DATASETS,
-        help="where --reconstruct takes its images (default: what the run was trained on)",
-    )
+    images = "where --reconstruct takes its images (default: what the run was trained on)"
+    add("--dataset", choices=DATASETS, help=images)
     add("--data", metavar="PATH", help="or your own: a folder of IDX files or an .npz (default: as --dataset)")
     return parser.parse_args(arguments)
 
 
-def digits(text: str) -> tuple[int, ...]:
-    """One digit or several, for argparse."""
+def read_digits(text: str) -> tuple[int, ...]:
+    """Read one digit or several, for argparse."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is no digit, nor several such as 0123456789")
     return tuple(map(int, text))
@@ -89,118 +98,93 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line -> decoder -> latent vectors -> images -> grid."""
     options = parse(arguments)
     for flag, path in (("--output", options.output), ("--arrays", options.arrays)):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise UserError(f"{flag} {path}: no such folder; make it first")
-        if path is not None and Path(path).is_dir():
-            raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
-    folder = checkpoint.choose(options.checkpoint)
-    config = checkpoint.read_config(folder)
-    prior = None if options.source else archive.read_prior(folder)
+        if path is not None:
+            check_place(flag, Path(path))
+    run = Run.find(options.checkpoint)
+    prior = None if options.source else run.load_prior()
     check(options, prior)
+    options.seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     if options.source:
-        reconstructions = archive.read_reconstructions(folder)
+        picture = pick(run.load_reconstructions(), options)
     else:
-        decoder = restored(folder)
-    from vae import plots
-
-    print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {folder}")
-    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    print(f"-> Generation is started. ({described(options, prior)}, seed {seed})", flush=True)
-
-    rng = np.random.default_rng(seed)
-    if options.source:
-        count, columns, images = kept(options, reconstructions, rng)
-    elif options.reconstruct:
-        count, columns, images = reconstructed(options, folder, config, decoder, rng)
-    else:
-        count, columns, vectors = planned(options, prior, decoder.input_shape[1], rng)
-        images = decoded(decoder, vectors, count)
-    if options.arrays is None:
-        grid = plots.tile(images, count, columns)
-    else:
-        with checkpoint.replacing(options.arrays) as path:
-            grid = plots.tile(written(images, count, path), count, columns)
-        print(f"-> Images are saved as arrays in {options.arrays}")
-    with checkpoint.replacing(options.output) as path:
-        plots.write_png(grid, path)
-    print(f"-> Generated images are saved in {options.output}")
+        terminal.import_keras()
+        decoder = run.load_decoder()
+        report.print_decoder(decoder)
+        picture = reconstruct(run, decoder, options) if options.reconstruct else plan(prior, decoder, options)
+    print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {run.folder}")
+    print(f"-> Generation is started. ({picture.title}, seed {options.seed})", flush=True)
+    write(picture, options)
 
 
-def restored(folder: Path):
-    """Restore the decoder of the run in `folder`, and print its stages."""
-    console.import_keras()
-    decoder = archive.load_model(folder, "decoder", (None,), [(28, 28)])
-
-    print("----- Decoder -----", *console.decoder_stages(decoder), sep="\n")
-    return decoder
-
-
-def sampler(options, prior: dict | None) -> str:
-    """The sampler that was asked for, else the better one of those that the run has."""
-    return options.sampler or ("prior" if prior is None else "mixture")
+def check_place(flag: str, path: Path) -> None:
+    """Refuse a place where no file can be written."""
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"{flag} {path}: no such folder; make it first")
+    if path.is_dir():
+        raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
 
 
-def check(options, prior: dict | None) -> None:
-    """Turn away flags that contradict each other or the run."""
+def check(options: argparse.Namespace, prior: dict | None) -> None:
+    """Refuse flags that contradict each other or the run."""
     if options.source and (options.sampler or options.digit):
         raise UserError("--from: reconstructions are drawn as they are; leave --sampler and --digit out")
     if prior is None and options.sampler == "mixture":
         raise UserError("--sampler mixture: this run has no prior.npz with a mixture; draw from the prior")
-    if options.digit is not None and sampler(options, prior) == "prior":
-        raise UserError("--digit: the prior knows no digits, only a run's mixture does; draw without --digit")
-    if options.digit is not None and (options.interpolate or options.manifold or options.reconstruct):
-        raise UserError("--digit: it goes with plain drawing only; leave it, or the other picture, out")
-    if options.digit is not None and len(options.digit) > 1 and options.count and options.columns:
-        raise UserError("--columns: each of several digits has a row of --columns; leave it, or --count, out")
     if (options.data or options.dataset) and not options.reconstruct:
         raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
+    if options.digit is not None:
+        check_digit(options, options.sampler == "prior" or prior is None)
 
 
-def described(options, prior: dict | None) -> str:
-    """What is drawn, in words."""
-    if options.reconstruct:
-        return "reconstructions of test images"
-    if options.source:
-        return "reconstructions of training images"
-    if options.manifold:
-        return "the latent plane"
-    source = {"prior": "the prior N(0, I)", "mixture": "the mixture fitted to the training images"}[
-        sampler(options, prior)
-    ]
-    return f"{'walks between digits' if options.interpolate else 'digits'} from {source}, scale {options.scale:g}"
+def check_digit(options: argparse.Namespace, is_normal: bool) -> None:
+    """Refuse --digit where the picture or the prior knows no digits."""
+    if is_normal:
+        raise UserError("--digit: N(0, I) knows no digits, only a run's mixture does; draw without --digit")
+    if options.interpolate or options.manifold or options.reconstruct:
+        raise UserError("--digit: it goes with plain drawing only; leave it, or the other picture, out")
+    if len(options.digit) > 1 and options.count and options.columns:
+        raise UserError("--columns: each of several digits has a row of --columns; leave it, or --count, out")
 
 
-def planned(
-    options, prior: dict | None, latent_dim: int, rng: np.random.Generator
-) -> tuple[int, int, Iterator[np.ndarray]]:
-    """Return how many images there will be, in how many columns, and their latent vectors in batches (n, D)."""
-    mixture = latent.mixture(prior, latent_dim) if sampler(options, prior) == "mixture" else None
-
-    def draw(count: int, digit: int | None = None) -> np.ndarray:
-        if mixture is None:
-            return latent.draw_prior(rng, count, latent_dim, options.scale)
-        return latent.draw_mixture(rng, count, mixture, options.scale, digit)
-
+def plan(prior: dict | None, decoder, options: argparse.Namespace) -> Picture:
+    """Draw latent vectors (n, D) of the picture that was asked for, in batches, and decode them."""
+    rng = np.random.default_rng(options.seed)
+    latent_dim = decoder.input_shape[1]
+    is_normal = prior is None or options.sampler == "prior"
+    mixture = sampling.make_normal(latent_dim) if is_normal else sampling.read_mixture(prior, latent_dim)
+    source = "the prior N(0, I)" if is_normal else "the mixture fitted to the training images"
     count = options.count or 100
     columns = options.columns or math.ceil(math.sqrt(count))
     if options.manifold:
         side = math.ceil(math.sqrt(count))
-        axes = (0, 1) if latent_dim == 2 else latent.most_active(prior, latent_dim)
-        return side * side, side, iter([latent.plane(side, latent_dim, axes)])
+        vectors = iter([sampling.plane(side, latent_dim, sampling.find_most_active(prior, latent_dim))])
+        return Picture("the latent plane", side * side, side, decode(decoder, vectors, side * side))
     if options.interpolate:
         rows = math.ceil(count / columns)
-        walks = latent.walk(draw(rows), draw(rows), columns)  # (rows, columns, D)
-        return rows * columns, columns, iter(walks)
-    wanted = options.digit or (None,)
-    if len(wanted) > 1:
-        columns = options.columns or math.ceil(count / len(wanted))
-    each = columns if len(wanted) > 1 else count
-    batches = (draw(min(BATCH, each - start), digit) for digit in wanted for start in range(0, each, BATCH))
-    return each * len(wanted), columns, batches
+        ends = [mixture.draw(rng, rows, options.scale) for _ in range(2)]
+        walks = decode(decoder, iter(sampling.walk(*ends, columns)), rows * columns)  # a row at a time
+        return Picture(f"walks between digits from {source}, scale {options.scale:g}", rows * columns, columns, walks)
+    digits = options.digit or (None,)
+    each = count if len(digits) == 1 else options.columns or math.ceil(count / len(digits))
+    vectors = (
+        mixture.draw(rng, n, options.scale) if digit is None else mixture.draw_label(rng, n, options.scale, digit)
+        for digit in digits
+        for n in split_count(each)
+    )
+    total = each * len(digits)
+    images = decode(decoder, vectors, total)
+    return Picture(
+        f"digits from {source}, scale {options.scale:g}", total, columns if len(digits) == 1 else each, images
+    )
 
 
-def decoded(decoder, batches: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Decode batches (n, D) into images (n, 28, 28) in [0, 1], with a progress bar on a terminal."""
+def split_count(count: int) -> Iterator[int]:
+    """Split a count into batches."""
+    return (min(BATCH, count - start) for start in range(0, count, BATCH))
+
+
+def decode(decoder, batches: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Decode batches of latent vectors (n, D) into images (n, H, W) in [0, 1], with a progress bar on a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=count, unit=" digits", leave=False, disable=None) as bar:
@@ -209,43 +193,55 @@ def decoded(decoder, batches: Iterator[np.ndarray], count: int) -> Iterator[np.n
             bar.update(len(z))
 
 
-def reconstructed(
-    options, folder: Path, config: dict, decoder, rng: np.random.Generator
-) -> tuple[int, int, Iterator[np.ndarray]]:
-    """Return count, columns and batches of test images, each followed by its reconstruction from a posterior sample."""
-    from vae import data, download
-
-    dataset = data.load(*download.find_for_run(options.dataset, options.data, config))
-    encoder = archive.load_model(folder, "encoder", (28, 28), [decoder.input_shape[1:]] * 2)
-    wanted = min(options.count or 100, len(dataset.test_images))
-    chosen = np.sort(rng.choice(len(dataset.test_images), wanted, replace=False))
-    columns = 2 * (options.columns or math.ceil(math.sqrt(wanted)))
+def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
+    """Choose test images at random; each is followed by its reconstruction from a posterior sample."""
+    images = data.load_for_run(options.dataset, options.data, run.config).test_images
+    encoder = run.load_encoder()
+    chosen, columns, rng = choose(len(images), options)
+    chosen = np.sort(chosen)
 
     def pairs() -> Iterator[np.ndarray]:
-        for start in range(0, wanted, BATCH):
-            originals = data.pixels(dataset.test_images[chosen[start : start + BATCH]])
+        for start in range(0, len(chosen), BATCH):
+            originals = data.to_pixels(images[chosen[start : start + BATCH]])
             mean, log_var = encoder.predict_on_batch(originals)
-            z = mean + np.exp(log_var / 2) * rng.standard_normal(mean.shape, np.float32)
-            yield np.stack([originals, decoder.predict_on_batch(z)], axis=1).reshape(-1, 28, 28)
+            decoded = decoder.predict_on_batch(sampling.draw_codes(mean, log_var, rng))
+            yield np.stack([originals, decoded], axis=1).reshape(-1, *originals.shape[1:])
 
-    return 2 * wanted, columns, pairs()
-
-
-def kept(options, images: np.ndarray, rng: np.random.Generator) -> tuple[int, int, Iterator[np.ndarray]]:
-    """Return count, columns and batches of the training images' reconstructions (n, 28, 28), drawn at random."""
-    wanted = min(options.count or 100, len(images))
-    chosen = rng.choice(len(images), wanted, replace=False)
-    batches = (images[chosen[start : start + BATCH]] / np.float32(255) for start in range(0, wanted, BATCH))
-    return wanted, options.columns or math.ceil(math.sqrt(wanted)), batches
+    return Picture("reconstructions of test images", 2 * len(chosen), 2 * columns, pairs())
 
 
-def written(batches: Iterator[np.ndarray], count: int, path: Path) -> Iterator[np.ndarray]:
-    """Pass batches of images through, writing them to an .npz on the way, so that they never lie in memory together."""
-    with checkpoint.images_file(path, count, "<f4", zipfile.ZIP_STORED) as add:
-        for batch in batches:
-            add(batch)
-            yield batch
+def pick(images: np.ndarray, options: argparse.Namespace) -> Picture:
+    """Choose saved reconstructions (n, H, W), bytes, at random."""
+    chosen, columns, _ = choose(len(images), options)
+    batches = (data.to_pixels(images[chosen[start : start + BATCH]]) for start in range(0, len(chosen), BATCH))
+    return Picture("reconstructions of training images", len(chosen), columns, batches)
+
+
+def choose(available: int, options: argparse.Namespace) -> tuple[np.ndarray, int, np.random.Generator]:
+    """Choose images at random: their numbers, the columns of their grid, and the generator to go on with."""
+    rng = np.random.default_rng(options.seed)
+    count = min(options.count or 100, available)
+    return rng.choice(available, count, replace=False), options.columns or math.ceil(math.sqrt(count)), rng
+
+
+def write(picture: Picture, options: argparse.Namespace) -> None:
+    """Write the picture and, with --arrays, the images. They are decoded on the way, and never in memory together."""
+    from vae import plots
+
+    if options.arrays is None:
+        grid = plots.tile(picture.batches, picture.count, picture.columns)
+    else:
+        with (
+            files.replacing(options.arrays) as path,
+            files.write_images(path, picture.count, "<f4", zipfile.ZIP_STORED) as add,  # floats hardly shrink
+        ):
+            saved = (batch for batch in picture.batches if add(batch) is None)
+            grid = plots.tile(saved, picture.count, picture.columns)
+        print(f"-> Images are saved as arrays in {options.arrays}")
+    with files.replacing(options.output) as path:
+        plots.write_png(grid, path)
+    print(f"-> Generated images are saved in {options.output}")
 
 
 if __name__ == "__main__":
-    console.run(main)
+    terminal.run(main)

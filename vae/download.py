@@ -1,166 +1,69 @@
-"""Where image files lie: the caller's own, a cache, or, for the public data sets, a mirror that is downloaded from.
+"""MNIST and Fashion-MNIST: found in a cache, or downloaded from a mirror with `pooch` and checked."""
 
-What is found is passed on as plain values; `vae/data.py` reads it. pooch and requests are imported only when needed.
-"""
-
-import contextlib
 import hashlib
 import os
-import re
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from vae.settings import DATASETS, UserError
+from vae.formats import IDX_STEMS
+from vae.terminal import UserError, as_path
 
-FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-
-PATIENCE = 6.0  # seconds in which a mirror has to send LEAST_BYTES or all; two that do not are given up after 12
-LEAST_BYTES = 2**13
+PATIENCE = 6.0  # seconds in which a mirror must answer: two that do not are given up within 15
+LEAST_SPEED = 1000  # bytes a second
 MAX_DOWNLOAD = 2**26  # bytes of one file; the largest has 26 million
 
-
-class Found(NamedTuple):
-    """What `vae.data.load` needs, in its order."""
-
-    name: str  # of the data set, or of the caller's folder or file, made safe for the name of a folder
-    path: Path | None  # a folder with IDX files, or an .npz file; None: the digits, which need no file
-    source: str  # in words
-    warning: str | None = None  # what nobody must miss
-
-
-class Public(NamedTuple):
-    """A public data set: who serves it, and what its files must hash to."""
-
-    mirrors: tuple[str, ...]
-    checksums: tuple[str, str, str, str]  # in the order of FILES
-    keras_npz: str | None  # checksum of the copy that Keras keeps, where this is an .npz and not the four files
-
-
-PUBLIC = {
-    "mnist": Public(
-        mirrors=(
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-            "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        ),
-        checksums=(
-            "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        ),
-        keras_npz="sha256:731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1",
+FILES = tuple(f"{stem}.gz" for stem in IDX_STEMS)
+CHECKSUMS = {  # in the order of FILES
+    "mnist": (
+        "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     ),
-    "fashion-mnist": Public(
-        mirrors=(
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
-        ),
-        checksums=(
-            "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "md5:25c81989df183df01b3e8a0aad5dffbe",
-            "md5:bef4ecab320f06d8554ea6380940ec79",
-            "md5:bb300cfdad3c16e7a12a480ee83cd310",
-        ),
-        keras_npz=None,
+    "fashion-mnist": (
+        "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "md5:25c81989df183df01b3e8a0aad5dffbe",
+        "md5:bef4ecab320f06d8554ea6380940ec79",
+        "md5:bb300cfdad3c16e7a12a480ee83cd310",
+    ),
+}
+KERAS_NPZ = {"mnist": "sha256:731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"}  # Keras's own copy
+MIRRORS = {
+    "mnist": (
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    "fashion-mnist": (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
     ),
 }
 
 
-def find(dataset: str | None, data: str | None) -> Found:
-    """The caller's own `data` (a path) if given, else the public data set of that name, downloaded if need be.
+def find(name: str) -> tuple[Path, str]:
+    """Find a public data set in this project's cache or in Keras's, or download it: its path, and its source in words.
 
-    Where neither is given: MNIST, or, if it can be neither found nor downloaded, the digits with a warning. Raises
-    UserError for a path that is missing, and for a data set that was asked for and is not to be had.
+    Raises UserError where it is in neither cache and no mirror has it.
     """
-    if data is not None:
-        return _own(data)
-    if dataset not in (None, *DATASETS):
-        raise UserError(f"--dataset {_shown(dataset)}: there is no such data set; choose from {', '.join(DATASETS)}")
-    digits = Found("digits", None, "embedded in scikit-learn")
-    if dataset == "digits":
-        return digits
-    try:
-        return _public(dataset or "mnist")
-    except UserError as error:
-        if dataset is not None:
-            raise
-        warning = f"{error}. The 1,797 small digits of scikit-learn stand in for it: nothing here compares with MNIST"
-        return digits._replace(warning=warning)
-
-
-def find_for_run(dataset: str | None, data: str | None, config: dict) -> Found:
-    """As `find`, but where neither is given, the images that the run with this `config.json` was trained on."""
-    if dataset or data:
-        return find(dataset, data)
-    path = config["settings"]["data"]
-    return find(None if path else config["dataset"]["name"], path)
-
-
-def _own(data: str) -> Found:
-    shown = _shown(data)
-    try:
-        path = Path(os.path.expanduser(data))
-        shown = _shown(str(path))
-        if path.is_dir():
-            return Found(_safe_name(path.resolve().name), path, str(path))
-        if path.is_file() and path.suffix.lower() == ".npz":
-            return Found(_safe_name(path.stem), path, str(path))
-        if path.exists():
-            raise UserError(f"--data {shown}: is neither a folder with the four IDX files nor an .npz file; give one")
-        raise UserError(f"--data {shown}: there is no such file or folder; check the path")
-    except OSError as error:
-        raise UserError(f"--data {shown}: cannot be opened ({error.strerror}); check its permissions") from error
-    except ValueError as error:  # characters that no path has; a config.json may say anything
-        raise UserError(f"--data {shown}: is no path ({error!s:.80}); correct it") from error
-
-
-def _shown(name: str) -> str:
-    """A name for a message: as it is, unless it is very long, or has line breaks or the like."""
-    return name if name.isprintable() and len(name) <= 300 else repr(name[:300])
-
-
-def _safe_name(name: str) -> str:
-    """The name with letters, digits, `.`, `_` and `-` alone, and not hidden."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:64] or "data"
-
-
-def _public(name: str) -> Found:
-    """The data set in the project's cache, else in that of Keras, else downloaded into the project's."""
     import pooch
 
-    cache = Path(os.path.expanduser(os.environ.get("VAE_CACHE") or pooch.os_cache("lstm-vae"))) / name
-    missing = _missing(name, cache)
-    if not missing:
-        return Found(name, cache, f"cache {cache}")
-    if (kept := _kept_by_keras(name)) is not None:
-        return Found(name, kept, f"cache {kept}")
-    hosts = _download(name, missing, cache)
-    return Found(name, cache, f"downloaded from {hosts}")
-
-
-def _kept_by_keras(name: str) -> Path | None:
-    home = os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras")
-    folder, npz = Path(home, "datasets", name), Path(home, "datasets", f"{name}.npz")
-    if not _missing(name, folder):
-        return folder
-    checksum = PUBLIC[name].keras_npz  # Keras writes in place: what it did not finish is as good as not there
-    return npz if checksum and _is_intact(npz, checksum) else None
+    cache = as_path(os.environ.get("VAE_CACHE") or str(pooch.os_cache("lstm-vae"))) / name
+    keras_cache = as_path(os.environ.get("KERAS_HOME") or "~/.keras") / "datasets"
+    for folder in (cache, keras_cache / name):
+        if not _missing(name, folder):
+            return folder, f"cache {folder}"
+    npz = keras_cache / f"{name}.npz"  # Keras writes in place: this file may be incomplete
+    if name in KERAS_NPZ and _is_intact(npz, KERAS_NPZ[name]):
+        return npz, f"cache {npz}"
+    return cache, f"downloaded from {' and '.join(_download(name, cache))}"
 
 
 def _missing(name: str, folder: Path) -> dict[str, str]:
-    """The files, each with its checksum, that the folder does not hold unharmed."""
-    checksums = zip(FILES, PUBLIC[name].checksums, strict=True)
+    """The files, each with its checksum, that the folder lacks or has with other content."""
+    checksums = zip(FILES, CHECKSUMS[name], strict=True)
     return {file: checksum for file, checksum in checksums if not _is_intact(folder / file, checksum)}
 
 
@@ -173,114 +76,91 @@ def _is_intact(path: Path, checksum: str) -> bool:
         return False
 
 
-def _download(name: str, missing: dict[str, str], folder: Path) -> str:
-    """Fetch the missing files into the folder, from the first mirror that has them; returns the hosts that served."""
-    mirrors, asked, served, failures = list(PUBLIC[name].mirrors), set(), [], []
-    for file, checksum in missing.items():
+def _download(name: str, folder: Path) -> dict[str, None]:
+    """Download the missing files, each from the first mirror that has it; return the hosts that served them."""
+    import pooch
+
+    pooch.get_logger().setLevel("ERROR")
+    mirrors, reached, served, failures = list(MIRRORS[name]), set(), {}, {}
+    for file, checksum in _missing(name, folder).items():
         for mirror in list(mirrors):
             host = urlsplit(mirror).netloc
-            if host not in asked:
-                print(f"-> {name} is being downloaded from {host}", file=sys.stderr)
-                asked.add(host)
             try:
-                _fetch(mirror + file, file, checksum, folder)
+                if host not in reached:
+                    print(f"-> Downloading {name} from {host}", file=sys.stderr)
+                    _ask(mirror + file)
+                    reached.add(host)
+                pooch.retrieve(mirror + file, checksum, file, folder, downloader=_stream)
             except (OSError, ValueError) as error:
-                reason, answered = _diagnose(error)
-                failures.append(f"{host}: {reason}")
+                failures[f"{host}: {_reason(error, folder)}"] = None
                 mirrors.remove(mirror)
-                if answered:  # last in the queue for the other files; one that hung is not waited for again
+                if host in reached:  # for the other files it is asked last
                     mirrors.append(mirror)
             else:
-                served += [host] if host not in served else []
+                served[host] = None
                 break
         else:
-            what = f"is neither cached in {folder} nor to be downloaded ({'; '.join(dict.fromkeys(failures))})"
-            raise UserError(f"--dataset {name}: {what}; mend the network, or give the files with --data FOLDER")
-    return " and ".join(served)
+            what = f"it is neither in the cache {folder} nor on a mirror ({'; '.join(failures)})"
+            raise UserError(f"{name.upper()} is unavailable: {what}; check the network, or use --data FOLDER")
+    return served
 
 
-def _diagnose(error: OSError | ValueError) -> tuple[str, bool]:
-    """Why a download failed, and whether the mirror did answer."""
+def _ask(url: str) -> None:
+    """Return when a mirror answers, whatever it says; raise an OSError when it does not."""
+    import requests
+
+    errors: list[Exception] = [TimeoutError()]
+
+    def ask() -> None:
+        try:
+            requests.head(url, timeout=PATIENCE)
+            errors.clear()
+        except Exception as error:
+            errors[:] = [error]
+
+    # Nothing can stop waiting for a name server, but a daemon thread can be left behind.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    for error in list(errors):
+        # requests raises a plain OSError for a file of certificates that is missing
+        raise error if isinstance(error, (requests.RequestException, TimeoutError)) else ConnectionError(error)
+
+
+def _stream(url: str, output_file: str, _pooch: object) -> None:
+    """Write what a mirror sends, with a bar on a terminal; stop where it sends next to nothing, or does not end."""
+    import requests
+    from tqdm import tqdm
+
+    start = time.monotonic()
+    headers = {"Accept-Encoding": "identity"}  # otherwise a server may send the file unpacked
+    with requests.get(url, stream=True, timeout=PATIENCE, headers=headers) as response, open(output_file, "wb") as file:
+        response.raise_for_status()
+        total = int(response.headers.get("Content-Length", 0)) or None
+        with tqdm(total=total, desc=Path(url).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            for chunk in response.iter_content(1024):
+                bar.update(file.write(chunk))
+                if file.tell() < LEAST_SPEED * (time.monotonic() - start - PATIENCE):
+                    raise TimeoutError
+                if file.tell() > MAX_DOWNLOAD:
+                    raise ValueError(f"{url} is too large")
+
+
+def _reason(error: OSError | ValueError, folder: Path) -> str:
+    """Why a download failed; UserError where the cache was the cause."""
     import requests
 
     if isinstance(error, requests.HTTPError):
-        return f"HTTP status {error.response.status_code}", True
-    if isinstance(error, (TimeoutError, requests.Timeout)):
-        return "no answer in time", False
+        return f"HTTP status {error.response.status_code}"
+    if isinstance(error, (TimeoutError, requests.Timeout)) or "timed out" in str(error):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted"
     if isinstance(error, requests.RequestException):
-        return "no connection, or one that broke", False
-    return (error.strerror, False) if isinstance(error, OSError) else ("not the known file", True)
-
-
-def _fetch(url: str, file: str, checksum: str, folder: Path) -> None:
-    """Download one file: after this the folder holds it whole and right, or as before. OSError or ValueError if not."""
-    with _partial_folder(folder) as partial:
-        download = _Download(url, file, checksum, partial)
-        download.start()
-        try:
-            _wait_for(download)
-        finally:
-            download.abandoned = True
-        os.replace(Path(partial) / file, folder / file)
-
-
-def _wait_for(download: "_Download") -> None:
-    """Return when the download succeeds; raise its error when it fails, TimeoutError when it stalls."""
-    received = -LEAST_BYTES
-    while download.is_alive() and download.received - received >= LEAST_BYTES:
-        received = download.received
-        download.join(PATIENCE)
-    if download.is_alive():
-        raise TimeoutError(f"{download.url} stalled")
-    if download.error is not None:
-        raise download.error
-
-
-def _partial_folder(folder: Path) -> tempfile.TemporaryDirectory:
-    """A hidden folder beside the files, so that they can be renamed into place; old ones, of killed downloads, go."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".download-*"):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                if time.time() - leftover.stat().st_mtime > 24 * 3600:  # a younger one may be in use
-                    shutil.rmtree(leftover, ignore_errors=True)
-        return tempfile.TemporaryDirectory(prefix=".download-", dir=folder, ignore_cleanup_errors=True)
-    except OSError as error:
-        what = f"cannot write to the cache {folder} ({error.strerror})"
-        raise UserError(f"{what}; let the environment variable VAE_CACHE name a folder that can be written") from error
-
-
-class _Download(threading.Thread):
-    """pooch at work on one file, in a daemon thread: waiting for a name server cannot be stopped, only left alone."""
-
-    def __init__(self, url: str, file: str, checksum: str, folder: str):
-        super().__init__(daemon=True)
-        self.url, self.file, self.checksum, self.folder = url, file, checksum, folder
-        self.received = 0  # bytes
-        self.abandoned = False
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        import pooch
-
-        pooch.get_logger().setLevel("ERROR")
-        try:
-            pooch.retrieve(self.url, self.checksum, self.file, self.folder, downloader=self._stream)
-        except Exception as error:
-            self.error = error
-
-    def _stream(self, url: str, output_file: str, _pooch: object) -> None:
-        import requests
-        from tqdm import tqdm
-
-        headers = {"Accept-Encoding": "identity"}  # else a server may have the file unpacked on the way
-        with requests.get(url, stream=True, timeout=PATIENCE, headers=headers) as response:
-            response.raise_for_status()
-            total = int(response.headers.get("Content-Length", 0)) or None
-            bar = tqdm(total=total, desc=self.file, unit="B", unit_scale=True, leave=False, disable=None)
-            with open(output_file, "wb") as output, bar:
-                for chunk in response.iter_content(1024):
-                    self.received += output.write(chunk)
-                    bar.update(len(chunk))
-                    if self.abandoned or self.received > MAX_DOWNLOAD:
-                        raise ValueError(f"{url} is too large, or too late")
+        return "no connection, or one that broke"
+    if isinstance(error, ConnectionError):
+        return str(error)[:200]
+    if isinstance(error, ValueError):  # from pooch
+        return "not the known file"
+    what = f"cannot write to the cache {folder} ({error.strerror or error})"
+    raise UserError(f"{what}; let the environment variable VAE_CACHE name a folder that can be written") from error

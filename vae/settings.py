@@ -1,116 +1,54 @@
-"""Every setting of a run: its default, its unit and its help, and the networks' own defaults, a row each.
+"""Every setting of a run: its default, unit and help. The flags of main.py and config.json come from this table.
 
-This module imports nothing heavy and nothing of the project, so that a command line answers at once and every other
-module may use it.
+It imports nothing heavy, so that a command line answers at once.
 """
 
-from collections.abc import Collection
-from typing import NamedTuple
+import argparse
+import importlib.util
+from argparse import Namespace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
 
-
-class UserError(Exception):
-    """What the user can mend: one line that names the file or flag, what is wrong and what to do."""
-
-
-class Network(NamedTuple):
-    """A network that `--network` trains: a line about it and its own defaults."""
-
-    summary: str
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    hidden_dim: int
-    latent_dim: int
-    validation_split: float = 0.0
-    # Batches are cut into shards, one a core; but for networks whose weights outweigh the images, where all cores share
-    # an operation, and for those that look at a batch as a whole.
-    sharded: bool = True
-    images_per_execution: int = 1000  # between two looks at the keyboard: under a second on a laptop
-
-
-NETWORKS = {
-    "standard": Network(
-        summary="an LSTM over the rows, transposed convolutions up from 7 x 7",
-        epochs=50,
-        batch_size=200,
-        learning_rate=8e-3,
-        hidden_dim=64,
-        latent_dim=32,
-    ),
-    "readout": Network(
-        summary="all outputs of the LSTM are encoded; a dense layer reads the image out of feature maps",
-        epochs=50,
-        batch_size=100,
-        learning_rate=1e-3,
-        hidden_dim=64,
-        latent_dim=64,
-        sharded=False,
-        images_per_execution=500,
-    ),
-    "posterior": Network(
-        summary="a plane of two latents, its standard deviation by softplus",
-        epochs=50,
-        batch_size=100,
-        learning_rate=4e-3,
-        hidden_dim=28,
-        latent_dim=2,
-    ),
-    "dense": Network(
-        summary="a wide LSTM's last output is encoded; two dense layers decode",
-        epochs=30,
-        batch_size=256,
-        learning_rate=6e-3,
-        hidden_dim=256,
-        latent_dim=16,
-        validation_split=0.3,
-    ),
-    "batchnorm": Network(
-        summary="normalised images; the decoder has batch normalisation, pooling and dropout",
-        epochs=50,
-        batch_size=100,
-        learning_rate=1e-3,
-        hidden_dim=32,
-        latent_dim=32,
-        sharded=False,  # normalisation is over the batch
-    ),
-    "plane": Network(
-        summary="a plane of two latents, from the LSTM's last output and a dense layer",
-        epochs=170,
-        batch_size=250,
-        learning_rate=8e-3,
-        hidden_dim=64,
-        latent_dim=2,
-    ),
-}
+from vae.networks import FORMER_NAMES, NETWORKS, Network
+from vae.terminal import UserError, non_negative_number, number, positive_integer, positive_number, seed
 
 DATASETS = ("mnist", "fashion-mnist", "digits")
 LIKELIHOODS = ("bernoulli", "gaussian")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+FURTHER = ("epochs", "importance_samples")  # what may change when a finished run is trained further
 
 
-class Setting(NamedTuple):
-    """One setting of a training run: `main.py` has it as a flag, `config.json` keeps it."""
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a run. A default of None stands for the network's own default, or for nothing."""
 
     name: str
-    default: object  # None where the network's row, or nothing, stands in for it
+    default: object
     help: str
-    kind: type | str = str  # how the text is read: str, bool (a switch), or a range that vae/console.py knows by name
+    read: Callable = str  # from the text of a flag; bool is a switch
     choices: Collection[str] | None = None
 
-    def fits(self, value: object, kinds: dict) -> bool:
-        """Whether a run can have this value: one that the command line could have given, read by `kinds`, or none.
+    @property
+    def flag(self) -> str:
+        return flag(self.name)
 
-        None, where that is the default, lets the network's row stand in for it, or is the value itself.
-        """
-        if self.kind is bool:
+    def allows(self, value: object) -> bool:
+        """Say whether the command line could have given this value."""
+        if self.read is bool:
             return isinstance(value, bool)
         if value is None:
             return self.default is None
         try:
-            return kinds[self.kind](str(value)) == value and (self.choices is None or value in self.choices)
-        except Exception:  # whatever the reader of that kind raises
+            return self.read(str(value)) == value and (self.choices is None or value in self.choices)
+        except (argparse.ArgumentTypeError, ValueError, TypeError):
             return False
 
+
+layer_size = number(int, "a whole number from 1 to 1024", 1, 1024)  # fits any memory, whoever wrote the config.json
+sample_count = number(int, "a whole number from 1 to 100", 1, 100)  # each takes the memory of a batch
+share = number(float, "a number from 0 to below 1", 0, 1 - 2**-53)
+pixel_variance = number(float, "a number from 0.000001 to 1000", 1e-6, 1e3)  # float32 can hold the densities
 
 SETTINGS = (
     Setting("network", "standard", "which network to train; help lists them", choices=NETWORKS),
@@ -129,44 +67,96 @@ SETTINGS = (
     Setting(
         "validation_split",
         None,
-        "share of the training images held out, to be looked at after each epoch in place of the test images",
-        "share",
+        "share of the training images to hold out; each epoch is measured on them instead of the test images",
+        share,
     ),
-    Setting("epochs", None, "passes over the training images", "positive integer"),
-    Setting("batch_size", None, "images in a training step", "positive integer"),
+    Setting("epochs", None, "passes over the training images", positive_integer),
+    Setting("batch_size", None, "images in a training step", positive_integer),
     Setting(
-        "learning_rate", None, "Adam's peak step size, reached in a short warm-up, then cosine decay", "positive number"
+        "learning_rate", None, "Adam's peak step size: a short warm-up leads to it, a cosine back to 0", positive_number
     ),
-    Setting("latent_dim", None, "latent dimensions, up to 1024", "layer size"),
-    Setting("hidden_dim", None, "units of the LSTM, up to 1024", "layer size"),
-    Setting("beta", 1.0, "weight of the KL term while training; the losses shown are always unweighted", "number"),
+    Setting("latent_dim", None, "latent dimensions, up to 1024", layer_size),
+    Setting("hidden_dim", None, "units of the LSTM, up to 1024", layer_size),
+    Setting("beta", 1.0, "weight of the KL in training; the losses shown are unweighted", non_negative_number),
     Setting(
         "importance_samples",
         1,
-        "latent vectors drawn for an image in training, up to 100: 1 trains by the ELBO, more by the tighter "
-        "importance-weighted bound, at that many times the decoder's work; the losses shown are the ELBO's always",
-        "sample count",
+        "latent vectors for an image in training, up to 100: 1 trains by the ELBO, more by the tighter "
+        "importance-weighted bound; the decoder's work grows as much; the losses shown are the ELBO's",
+        sample_count,
     ),
-    Setting("likelihood", "bernoulli", "what a pixel is, given the latent vector", choices=LIKELIHOODS),
-    Setting("variance", 0.01, "of a pixel, where pixels are Gaussian", "variance"),
+    Setting("likelihood", "bernoulli", "the distribution of a pixel, given z", choices=LIKELIHOODS),
+    Setting("variance", 0.01, "variance of a Gaussian pixel", pixel_variance),
     Setting("binarize", False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", bool),
-    Setting("seed", 0, "seed of weights, order and noise, a whole number", "seed"),
+    Setting("seed", 0, "seed of weights, order and noise, a whole number", seed),
     Setting("name", None, "the run's folder under checkpoints/ (default: NETWORK-DATASET-NNN, the next free number)"),
     Setting("overwrite", False, "replace the run that --name names", bool),
-    Setting("save_reconstructions", False, "keep the reconstructions of all training images, as bytes", bool),
-    Setting("precision", "float32", "what the layers compute in; losses are float32 always", choices=PRECISIONS),
+    Setting("save_reconstructions", False, "save the reconstructions of all training images, as bytes", bool),
+    Setting("precision", "float32", "number format of the layers; losses are always float32", choices=PRECISIONS),
     Setting("tensorboard", False, "write TensorBoard logs into the run's folder as well", bool),
-    Setting("deterministic", False, "use only deterministic operations (for a GPU; slower)", bool),
+    Setting("deterministic", False, "use deterministic operations only (for a GPU; slower)", bool),
 )
 
 
-def complete(given: dict) -> dict:
-    """Every setting of a run: what was given, and for the rest the defaults, the network's own among them."""
-    own = NETWORKS[given.get("network", "standard")]._asdict()
+def flag(name: str) -> str:
+    """Return a setting's name as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give the parser a flag for every setting. A flag that is not given does not appear in what it returns."""
+    for setting in SETTINGS:
+        if setting.read is bool:
+            options = {"action": "store_true", "help": f"{setting.help} (default: off)"}
+        else:
+            options = {"type": setting.read, "help": setting.help + _describe_default(setting)}
+            options["choices"] = (*setting.choices, "help") if setting.name == "network" else setting.choices
+            options["metavar"] = None if setting.choices else setting.name.rsplit("_")[-1].upper()
+        parser.add_argument(setting.flag, default=argparse.SUPPRESS, **options)
+
+
+def _describe_default(setting: Setting) -> str:
+    if "default:" in setting.help:
+        return ""
+    if setting.default is not None:
+        return f" (default: {setting.default})"
+    values = [f"{getattr(network, setting.name):g} for {name}" for name, network in NETWORKS.items()]
+    return f" (default: {', '.join(values)})"
+
+
+def complete(given: dict) -> Namespace:
+    """Return every setting of a run: those that were given, and the defaults of the network and of the table."""
+    network = NETWORKS[given.get("network", "standard")]
+    own = {field.name: getattr(network, field.name) for field in fields(Network)}
     defaults = {setting.name: own.get(setting.name, setting.default) for setting in SETTINGS}
-    return defaults | {name: given[name] for name in defaults if given.get(name) is not None}
+    return Namespace(**defaults | {name: given[name] for name in defaults if given.get(name) is not None})
 
 
-def pixel_variance(settings: dict) -> float | None:
-    """The variance of a Gaussian pixel; None where a pixel is Bernoulli."""
-    return settings["variance"] if settings["likelihood"] == "gaussian" else None
+def read_settings(config: dict, path: Path) -> Namespace:
+    """Return the settings in a config.json; UserError where the command line could not have given one of them."""
+    found = dict(config["settings"])
+    if isinstance(found.get("network"), str):
+        found["network"] = FORMER_NAMES.get(found["network"], found["network"])
+    for setting in SETTINGS:
+        if not setting.allows(value := found.get(setting.name, setting.default)):
+            raise UserError(f"{path}: {setting.name} cannot be {value!r:.50}; choose another run")
+    return complete(found)
+
+
+def check(settings: Namespace) -> None:
+    """Refuse settings that contradict each other, before anything heavy is imported."""
+    if settings.overwrite and settings.name is None:
+        raise UserError("--overwrite: which run? Name it with --name")
+    if settings.data and settings.dataset:
+        raise UserError("--dataset: it contradicts --data; give one of the two")
+    if settings.binarize and settings.likelihood == "gaussian":
+        raise UserError("--binarize: binary pixels are not Gaussian; leave out --binarize or --likelihood gaussian")
+    if settings.importance_samples > 1 and settings.beta != 1:
+        raise UserError("--beta: the bound of several --importance-samples has no KL term; leave out one of the two")
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
+
+
+def variance_of(settings: Namespace) -> float | None:
+    """Return the variance of a Gaussian pixel, or None where pixels are Bernoulli."""
+    return settings.variance if settings.likelihood == "gaussian" else None

@@ -1,0 +1,358 @@
+"""Public data sets: caches, and mirrors on this machine that fail in every way."""
+
+import gzip
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_arrays, make_idx_files, to_idx, write_folder, write_npz
+
+from vae import data, download
+from vae.terminal import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLD = threading.Event()  # what hangs, hangs until this is set
+
+
+# Answers of a mirror
+
+
+def send(handler, content: bytes, length: int | None) -> None:
+    handler.send_response(200)
+    if length is not None:
+        handler.send_header("Content-Length", str(length))
+    handler.end_headers()
+    handler.wfile.write(content)
+    handler.wfile.flush()
+
+
+def serve(handler, content):
+    send(handler, content, len(content))
+
+
+def serve_another_file(handler, content):
+    send(handler, bytes(len(content)), len(content))
+
+
+def serve_nothing(handler, content):
+    handler.send_error(404)
+
+
+def serve_half_and_hang(handler, content):
+    send(handler, content[: len(content) // 2], len(content))
+    HOLD.wait(10)
+
+
+def hang(handler, content):
+    HOLD.wait(10)
+
+
+def drip(handler, content):
+    send(handler, b"", None)
+    for _ in range(500):
+        handler.wfile.write(bytes(100))
+        HOLD.wait(0.02)
+
+
+def pour(handler, content):
+    send(handler, b"", None)
+    for _ in range(2**9):  # 32 MiB
+        handler.wfile.write(bytes(2**16))
+        handler.server.poured += 2**16
+
+
+class Mirror(ThreadingHTTPServer):
+    """A server on this machine that answers with `answer`, or for some files with another way of `answers`."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes], answer=serve, **answers):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.answer, self.answers = files, answer, answers
+        self.asked, self.encodings, self.poured = [], set(), 0
+        self.host = f"127.0.0.1:{self.server_port}"
+        self.url = f"http://{self.host}/some/where/"
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def handle_error(self, request, client_address):  # clients that leave are part of these tests
+        pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        file = self.path.rpartition("/")[2]
+        self.server.asked.append(file)
+        self.server.encodings.add(self.headers["Accept-Encoding"])
+        answer = self.server.answers.get(file.split("-idx")[0].replace("-", "_"), self.server.answer)
+        answer(self, self.server.files[file])
+
+    def do_HEAD(self):
+        if self.server.answer is hang:
+            HOLD.wait(10)
+        self.send_response(405)  # any answer will do
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+class Network:
+    """The data set `mnist` as six and three made images, which mirrors on this machine have."""
+
+    def __init__(self, tmp_path: Path, monkeypatch):
+        self.monkeypatch, self.mirrors = monkeypatch, []
+        self.cache, self.keras = tmp_path / "cache" / "mnist", tmp_path / "keras" / "datasets"
+        packed = (gzip.compress(file, mtime=0) for file in make_idx_files().values())
+        self.files = dict(zip(download.FILES, packed, strict=True))
+        checksums = [f"sha256:{hashlib.sha256(file).hexdigest()}" for file in self.files.values()]
+        monkeypatch.setitem(download.CHECKSUMS, "mnist", checksums)
+        self.use()
+
+    def mirror(self, answer=serve, **answers) -> Mirror:
+        """Start a mirror, which is asked after those started before."""
+        self.mirrors.append(Mirror(self.files, answer, **answers))
+        self.use(*(mirror.url for mirror in self.mirrors))
+        return self.mirrors[-1]
+
+    def use(self, *urls: str) -> None:
+        self.monkeypatch.setitem(download.MIRRORS, "mnist", urls)
+
+    def cached(self) -> list[str]:
+        return sorted(path.name for path in self.cache.glob("*"))
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    HOLD.clear()
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(download, "PATIENCE", 0.5)
+    network = Network(tmp_path, monkeypatch)
+    yield network
+    HOLD.set()
+    for mirror in network.mirrors:
+        mirror.shutdown()
+        mirror.server_close()
+
+
+def refuse(dataset: str) -> str:
+    with pytest.raises(UserError) as caught:
+        data.load(dataset, None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def assert_is_made(dataset: data.Dataset) -> None:
+    found = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
+    for array, wanted in zip(found, make_arrays().values(), strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
+def test_download(network, capsys):
+    mirror = network.mirror()
+    dataset = data.load("mnist", None)
+    assert_is_made(dataset)
+    assert (dataset.name, dataset.source, dataset.warning) == ("mnist", f"downloaded from {mirror.host}", None)
+    assert network.cached() == sorted(download.FILES)
+    assert mirror.encodings == {"identity"}  # otherwise the files could arrive unpacked
+    assert capsys.readouterr().err == f"-> Downloading mnist from {mirror.host}\n"
+
+    dataset = data.load(None, None)  # MNIST is the default, and now in the cache
+    assert (dataset.name, dataset.source) == ("mnist", f"cache {network.cache}")
+    assert mirror.asked == list(download.FILES)
+    assert capsys.readouterr().err == ""
+
+
+FAILURES = {
+    "another file": (serve_another_file, "not the known file"),
+    "half": (lambda handler, content: send(handler, content[:99], len(content)), "broke"),
+    "half without saying so": (lambda handler, content: send(handler, content[:99], None), "not the known file"),
+    "nothing": (serve_nothing, "HTTP status 404"),
+    "hanging": (hang, "no answer in time"),
+    "hanging after half": (serve_half_and_hang, "no answer in time"),
+    "next to nothing": (drip, "no answer in time"),
+    "too much": (pour, "not the known file"),
+}
+
+
+@pytest.mark.parametrize("answer, reason", FAILURES.values(), ids=FAILURES)
+def test_a_mirror_that_fails_is_passed_over(network, monkeypatch, answer, reason):
+    monkeypatch.setattr(download, "MAX_DOWNLOAD", 2**20)
+    monkeypatch.setattr(download, "LEAST_SPEED", 10**5)
+    bad = network.mirror(answer)
+    message = refuse("mnist")
+    assert "MNIST is unavailable" in message and bad.host in message and reason in message
+    assert network.cached() == [] and bad.poured < 2**24  # some of it stays in the buffers of the system
+
+    good = network.mirror()
+    dataset = data.load("mnist", None)
+    assert_is_made(dataset)
+    assert dataset.source == f"downloaded from {good.host}"
+    assert network.cached() == sorted(download.FILES)
+
+
+def test_mirrors_that_lack_different_files_make_up_for_each_other(network, capsys):
+    first = network.mirror(train_labels=serve_nothing, t10k_labels=serve_another_file)
+    second = network.mirror(train_images=serve_nothing, t10k_images=serve_nothing)
+    dataset = data.load("mnist", None)
+    assert_is_made(dataset)
+    assert dataset.source == f"downloaded from {first.host} and {second.host}"
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_later_files_come_first_from_the_mirror_that_worked(network):
+    hanging, first, second = network.mirror(hang), network.mirror(train_images=serve_nothing), network.mirror()
+    assert data.load("mnist", None).source == f"downloaded from {second.host}"
+    assert (hanging.asked, first.asked, second.asked) == ([], [download.FILES[0]], list(download.FILES))
+
+
+def test_a_name_server_that_hangs(network, monkeypatch):
+    def hanging(*arguments, **options):
+        HOLD.wait(10)
+        raise socket.gaierror("released")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    network.use("http://mnist.invalid/", "http://mnist2.invalid/")
+    start = time.monotonic()
+    message = refuse("mnist")
+    assert time.monotonic() - start < 5
+    assert "mnist.invalid: no answer in time" in message and "mnist2.invalid: no answer in time" in message
+
+
+def test_two_mirrors_are_given_up_within_fifteen_seconds():
+    assert max(map(len, download.MIRRORS.values())) * download.PATIENCE < 14
+
+
+def test_a_proxy_is_used(network, monkeypatch):
+    proxy = network.mirror()
+    monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
+    network.use("http://mnist.invalid/")
+    assert data.load("mnist", None).source == "downloaded from mnist.invalid"
+    assert proxy.asked == list(download.FILES)
+
+
+@pytest.mark.parametrize("error, reason", [("SSLError", "certificate"), ("ConnectionError", "no connection")])
+def test_the_reason_is_named(network, monkeypatch, error, reason):
+    import requests
+
+    def fail(*arguments, **options):
+        raise getattr(requests.exceptions, error)("many words")
+
+    network.use("https://mnist.invalid/")
+    monkeypatch.setattr(requests, "head", fail)
+    assert f"mnist.invalid: {reason}" in refuse("mnist").replace("its ", "")
+
+
+def test_certificates_that_are_missing_are_named(network, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle")
+    network.use("https://127.0.0.1:1/")
+    assert "/no/such/bundle" in refuse("mnist")
+
+
+def closed_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_without_network_mnist_is_an_error_if_asked_for_and_otherwise_the_digits_replace_it(network):
+    hosts = closed_port(), closed_port()
+    network.use(*(f"http://{host}/" for host in hosts))
+    message = refuse("mnist")
+    assert all(word in message for word in ("--dataset mnist", *hosts, "no connection", "--data"))
+    dataset = data.load(None, None)
+    assert (dataset.name, dataset.source, len(dataset.train_images)) == ("digits", "embedded in scikit-learn", 1500)
+    assert all(word in dataset.warning for word in ("MNIST is unavailable", "digits", hosts[0]))
+    assert "\n" not in dataset.warning
+
+
+def test_a_damaged_file_in_the_cache_is_downloaded_again_or_not_used(network):
+    write_folder(network.cache, network.files)
+    sound_in_form = gzip.compress(to_idx(np.zeros((3, 28, 28), np.uint8)))
+    (network.cache / download.FILES[2]).write_bytes(sound_in_form)
+    network.use(f"http://{closed_port()}/")
+    assert "neither in the cache" in refuse("mnist")
+    assert data.load(None, None).name == "digits"
+    assert (network.cache / download.FILES[2]).read_bytes() == sound_in_form
+    mirror = network.mirror()
+    assert_is_made(data.load("mnist", None))
+    assert mirror.asked == [download.FILES[2]]
+
+
+def test_the_copies_of_keras_are_used_if_they_are_intact(network, monkeypatch):
+    folder, npz = network.keras / "mnist", network.keras / "mnist.npz"
+    write_folder(folder, network.files)
+    assert data.load("mnist", None).source == f"cache {folder}"
+    (folder / download.FILES[3]).unlink()
+    assert "neither in the cache" in refuse("mnist")
+
+    write_npz(npz, **make_arrays())
+    monkeypatch.setitem(download.KERAS_NPZ, "mnist", f"sha256:{hashlib.sha256(npz.read_bytes()).hexdigest()}")
+    dataset = data.load("mnist", None)
+    assert_is_made(dataset)
+    assert (dataset.name, dataset.source) == ("mnist", f"cache {npz}")
+    npz.write_bytes(npz.read_bytes()[:-1])  # as after a download that Keras did not finish
+    assert "neither in the cache" in refuse("mnist")
+
+
+def test_fashion_mnist_has_a_folder_of_its_own(network, monkeypatch):
+    checksums = [f"md5:{hashlib.md5(file).hexdigest()}" for file in network.files.values()]
+    monkeypatch.setitem(download.CHECKSUMS, "fashion-mnist", checksums)
+    monkeypatch.setitem(download.MIRRORS, "fashion-mnist", ())
+    assert "--dataset fashion-mnist: FASHION-MNIST is unavailable" in refuse("fashion-mnist")
+    monkeypatch.setitem(download.MIRRORS, "fashion-mnist", (network.mirror().url,))
+    assert_is_made(data.load("fashion-mnist", None))
+    assert os.listdir(network.cache.parent) == ["fashion-mnist"]
+
+
+def test_the_cache_is_that_of_the_user_unless_moved(network, tmp_path, monkeypatch):
+    import pooch
+
+    monkeypatch.delenv("VAE_CACHE")
+    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "user" / project)
+    network.mirror()
+    data.load("mnist", None)
+    assert sorted(os.listdir(tmp_path / "user" / "lstm-vae" / "mnist")) == sorted(download.FILES)
+
+
+def test_a_cache_that_cannot_be_written(network, tmp_path, monkeypatch):
+    network.mirror()
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path / "file"))
+    message = refuse("mnist")
+    assert str(tmp_path / "file") in message and "VAE_CACHE" in message
+
+
+KILLED = """
+import sys
+from vae import download
+download.MIRRORS["mnist"] = (sys.argv[1],)
+download.find("mnist")
+"""
+
+
+def test_a_download_that_is_killed_leaves_nothing_that_confuses(network):
+    mirror = network.mirror(serve_half_and_hang)
+    mirror.files = {file: os.urandom(10**5) for file in download.FILES}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, mirror.url], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while not any(path.stat().st_size for path in network.cache.glob("*")):
+            assert process.poll() is None and time.monotonic() < deadline, "the download did not begin"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert not set(network.cached()) & set(download.FILES)
+    mirror.files, mirror.answer = network.files, serve
+    assert_is_made(data.load("mnist", None))

@@ -1,0 +1,99 @@
+"""What `fit` calls in an epoch: reseeding, the check for losses that are not finite, the log and the saving."""
+
+import sys
+import time
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from vae.batches import Batches
+from vae.run import LOSSES, Run
+from vae.terminal import UserError, raise_lost_signal
+
+
+class Reseed(keras.callbacks.Callback):
+    """Make the order of the images and all noise of an epoch functions of (seed, epoch)."""
+
+    def __init__(self, batches: Batches, seed: int):
+        super().__init__()
+        self._batches = batches
+        self._seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._batches.start(epoch)
+        self.model.reseed(self._seed, epoch)
+
+
+class StopAtNonFinite(keras.callbacks.Callback):
+    """Raise UserError when a loss or a weight is not finite, before anything of that epoch is saved."""
+
+    def __init__(self, run: Run):
+        super().__init__()
+        self._run = run
+
+    def on_train_batch_end(self, batch, logs=None):
+        raise_lost_signal()
+        steps = self.params["steps"]
+        self._check(logs.values(), "the loss", f"step {min(batch + 1, steps)} of {steps}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check(logs.values(), "the loss", "its end")
+        for variable in (*self.model.weights, *self.model.optimizer.variables):
+            self._check(keras.ops.convert_to_numpy(variable), "the weights, or the optimizer's averages,", "its end")
+
+    def _check(self, values, what: str, where: str) -> None:
+        if not np.isfinite(np.asarray(list(values) if not isinstance(values, np.ndarray) else values)).all():
+            done = len(self._run.rows)
+            saved = "the epoch before it is saved" if done else "nothing was saved"
+            raise UserError(
+                f"{what} stopped being finite in epoch {done + 1}, by {where}; {saved}; try a lower --learning-rate"
+            )
+
+
+class LogAndSave(keras.callbacks.Callback):
+    """Show a progress bar on a terminal; after each epoch save the run, then print a line."""
+
+    def __init__(self, run: Run):
+        super().__init__()
+        self._run = run
+        self._bar = tqdm(disable=True)
+
+    def on_train_begin(self, logs=None):
+        rows, steps = self._run.rows, self.params["steps"]
+        self._began = time.perf_counter() - (rows[-1]["elapsed"] if rows else 0)
+        total = {"total": steps * self.params["epochs"], "initial": steps * len(rows)}
+        self._bar = tqdm(**total, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._bar.set_description(f"Epoch {epoch + 1}/{self.params['epochs']}")
+        self._epoch_began = self._steps_ended = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps_ended = time.perf_counter()
+        steps = self.params["steps"]
+        done = min(batch + 1, steps)  # Keras counts whole calls; the last call may have fewer steps
+        self._bar.set_postfix({name.removesuffix("_loss"): f"{logs[name]:.2f}" for name in LOSSES}, refresh=False)
+        self._bar.update(len(self._run.rows) * steps + done - self._bar.n)
+
+    def on_epoch_end(self, epoch, logs=None):
+        losses = [round(float(logs[prefix + name]), 4) for prefix in ("", "val_") for name in LOSSES]
+        seconds = self._steps_ended - self._epoch_began  # of the training steps, without the test pass
+        row = self._run.make_row(losses, round(seconds, 3), round(time.perf_counter() - self._began, 3))
+        self._run.save_epoch(self.model, row)
+        tqdm.write(self._line(row))
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Remove the progress bar, also after an error."""
+        self._bar.close()
+
+    def _line(self, row: dict) -> str:
+        epochs = self.params["epochs"]
+        held_out = self._run.held_out
+        who, loss = {"val": "Validation", "test": "Test"}[held_out], row[f"{held_out}_general_loss"]
+        return (
+            f"|--- Epoch: {row['epoch']:>{len(str(epochs))}}/{epochs} \t---> "
+            f"General loss: {row['general_loss']:.2f} | Reconstruction loss: {row['reconstruction_loss']:.2f} | "
+            f"KL-divergence loss: {row['kl_loss']:.2f} | {who}: {loss:.2f} | {row['seconds']:.1f} s"
+        )

@@ -1,0 +1,89 @@
+"""How good a model is beyond its loss: the importance-weighted likelihood and the active units.
+
+Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, 2016.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+DECODED_AT_ONCE = 500  # latent vectors in one call of log p(x|z)
+ACTIVE = 0.01  # a latent dimension is active where its posterior mean has a larger variance over the data
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Images (n, H, W) in [0, 1], and the mean and log_var of q(z|x), each (n, D)."""
+
+    images: np.ndarray
+    mean: np.ndarray
+    log_var: np.ndarray
+
+    def part(self, chosen: slice) -> "Posterior":
+        """Return some of the images."""
+        return Posterior(self.images[chosen], self.mean[chosen], self.log_var[chosen])
+
+
+def negative_log_likelihood(
+    posterior: Posterior,
+    log_likelihood: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    samples: int,
+    seed: int,
+) -> np.ndarray:
+    """Estimate -log p(x) of each image by importance sampling from q(z|x): (n,) float64, in nats per image.
+
+    -log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) with K = `samples` (equation 8): on average an upper bound, which is the
+    negative ELBO at K = 1 and falls to -log p(x) as K grows. `log_likelihood` maps images (m, H, W) and latent vectors
+    (m, D) to log p(x|z), (m,). The samples are decoded 500 at a time, so memory does not grow with their number.
+    """
+    rng = np.random.default_rng(seed)
+    images_at_once = max(1, DECODED_AT_ONCE // samples)
+    log_sums = np.full(len(posterior.mean), -np.inf)
+    for start in range(0, len(log_sums), images_at_once):
+        chosen = slice(start, start + images_at_once)
+        for first in range(0, samples, DECODED_AT_ONCE):
+            count = min(DECODED_AT_ONCE, samples - first)
+            weights = _log_weights(posterior.part(chosen), log_likelihood, count, rng)
+            log_sums[chosen] = np.logaddexp(log_sums[chosen], np.logaddexp.reduce(weights, axis=1))
+    return np.log(samples) - log_sums
+
+
+def _log_weights(posterior: Posterior, log_likelihood: Callable, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return log p(x|z) + log p(z) - log q(z|x) for `count` samples z of each image: (n, count) float64."""
+    mean, log_var = posterior.mean[:, None], posterior.log_var[:, None]  # (n, 1, D)
+    epsilon = rng.standard_normal((len(mean), count, mean.shape[2]), np.float32)
+    z = mean + np.exp(0.5 * log_var) * epsilon  # (n, count, D)
+    conditional = log_likelihood(np.repeat(posterior.images, count, axis=0), z.reshape(-1, mean.shape[2]))
+    # Both normal densities have the factor (2 pi)^(-D/2), which cancels in their ratio.
+    squares = np.square(epsilon, dtype=np.float64) + log_var - np.square(z, dtype=np.float64)
+    return np.asarray(conditional, np.float64).reshape(len(mean), count) + 0.5 * squares.sum(axis=2)
+
+
+def active_units(mean: np.ndarray) -> int:
+    """Count the latent dimensions whose posterior mean (n, D) has a variance over the data above 0.01."""
+    return int(np.sum(np.var(mean, axis=0, dtype=np.float64) > ACTIVE))
+
+
+def irreducible_loss(images: np.ndarray, variance: float | None = None) -> float:
+    """Return the reconstruction loss of images (n, H, W) that are decoded exactly, in nats per image: the least loss.
+
+    Without a variance it is the entropy of the grey pixels, 0 for binary ones. With a variance it is the constant of
+    the Gaussian density.
+    """
+    if variance is not None:
+        return images[0].size / 2 * float(np.log(2 * np.pi * variance))
+    total = 0.0
+    for part in (images, 1 - images):
+        total -= np.sum(part * np.log(np.where(part > 0, part, 1)), dtype=np.float64)
+    return total / len(images)
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean of values (n,), computed in float64."""
+    return float(np.mean(values, dtype=np.float64))
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Return the standard error of the mean of independent values (n,); None for a single value."""
+    return float(np.std(values, ddof=1, dtype=np.float64) / np.sqrt(len(values))) if len(values) > 1 else None

@@ -1,0 +1,227 @@
+"""The networks that `--network` trains: each one's source, builder and default settings, together.
+
+`standard` is built in model.py. The five others were published before it. Their defaults are the published settings;
+each docstring says what the authors left open. Four are students' projects for the course CmpE 597 Deep Learning of
+Boğaziçi University (2021 and after), and `dense` is github.com/mateskarayol/DeepLearning_3_VAE.
+
+Keras takes seconds to import, so only the builders import it: the command line needs the defaults alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+NORMALIZATION = {"mean": 0.1307, "variance": 0.3081**2}  # of the pixels of MNIST
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network: its builder, a line about it, and its default settings."""
+
+    build: Callable  # (image_shape, hidden_dim, latent_dim) -> (encoder, decoder), both keras.Model
+    summary: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    hidden_dim: int
+    latent_dim: int
+    validation_split: float = 0.0
+    in_shards: bool = True  # whether a batch may be computed in parts (vae/fast.py)
+    images_per_call: int = 1000  # images per call of Keras; small, so that Ctrl-C is quick
+
+
+def build_standard(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """The network of this project (model.py)."""
+    import model
+
+    return model.build_encoder(image_shape, hidden_dim, latent_dim), model.build_decoder(image_shape, latent_dim)
+
+
+def build_readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """The encoder uses all outputs of the LSTM. A dense layer reads the image out of the last feature maps.
+
+    Left open by the authors: the rate of dropout, here 0.25.
+    """
+    from keras import Input, layers
+
+    from model import finish_decoder, finish_encoder, transposed_conv
+
+    image = Input(image_shape, name="image")
+    h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(image)  # (batch, 28, hidden_dim)
+    encoder = finish_encoder(image, layers.Flatten(name="flatten")(h), latent_dim)
+
+    height, width = image_shape
+    z = Input((latent_dim,), name="z")
+    h = layers.Dense(98, activation="relu", name="dense1")(z)
+    h = _feature_maps(h, (height // 2, width // 2, 1), "dense2")
+    for number, (filters, strides) in enumerate([(64, 1), (32, 1), (32, 2)], start=1):
+        h = transposed_conv(filters, 3, strides, f"tconv{number}", "relu")(h)  # 14 x 14; the last one 28 x 28
+        h = layers.Dropout(0.25, name=f"dropout{number}")(h)
+    h = layers.Flatten(name="flatten")(h)  # (batch, 25088)
+    return encoder, finish_decoder(z, layers.Dense(height * width, name="dense3")(h), image_shape)
+
+
+def build_softplus(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """The encoder's standard deviation is a softplus. The latent space is a plane. It was called `posterior` before.
+
+    Left open by the authors: epochs, batch size and learning rate. They also trained on Gaussian pixels; that is
+    `--likelihood gaussian`.
+    """
+    from keras import Input, Model, layers, ops
+
+    from model import finish_decoder
+
+    image = Input(image_shape, name="image")
+    h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
+    h = layers.Dense(200, activation="relu", name="dense1")(h)
+    h = layers.Dense(200, activation="relu", name="dense2")(h)
+    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(h)
+    scale = layers.Dense(latent_dim, activation="softplus", dtype="float32", name="scale")(h)
+    encoder = Model(image, [mean, 2.0 * ops.log(scale)], name="encoder")
+
+    z = Input((latent_dim,), name="z")
+    h = layers.Dense(24, activation="relu", name="dense1")(z)
+    return encoder, finish_decoder(z, _upsample(h, image_shape, (64, 64, 32), "dense2"), image_shape)
+
+
+def build_dense(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """The encoder uses the last output of a wide LSTM. Two dense layers decode.
+
+    Left open by the author: the learning rate.
+    """
+    from keras import Input, layers
+
+    from model import finish_decoder, finish_encoder
+
+    image = Input(image_shape, name="image")
+    encoder = finish_encoder(image, layers.LSTM(hidden_dim, name="lstm")(image), latent_dim)
+
+    z = Input((latent_dim,), name="z")
+    h = layers.Dense(256, activation="relu", name="dense1")(z)
+    pixels = image_shape[0] * image_shape[1]
+    return encoder, finish_decoder(z, layers.Dense(pixels, name="dense2")(h), image_shape)
+
+
+def build_batchnorm(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """Images are normalised. The decoder has three blocks: transposed convolution, batch norm, pooling and dropout.
+
+    Left open by the authors: 32 latents; a dense layer that sees all rows; 7 x 7 x 64 at the start of the decoder; 64,
+    32 and 8 filters in its blocks; average pooling over 2 x 2 with stride 1, which smooths the pattern that strides
+    leave; dropout 0.1; a last transposed convolution with a single channel.
+    """
+    from keras import Input, layers
+
+    from model import finish_decoder, finish_encoder, transposed_conv
+
+    image = Input(image_shape, name="image")
+    h = layers.Normalization(axis=None, **NORMALIZATION, name="normalization")(image)
+    h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(h)  # (batch, 28, hidden_dim)
+    h = layers.ReLU(name="relu")(layers.Flatten(name="flatten")(h))
+    encoder = finish_encoder(image, layers.Dense(256, activation="relu", name="dense")(h), latent_dim)
+
+    z = Input((latent_dim,), name="z")
+    h = _feature_maps(z, (image_shape[0] // 4, image_shape[1] // 4, 64), "dense")
+    for number, (filters, size, strides) in enumerate([(64, 3, 1), (32, 4, 2), (8, 4, 2)], start=1):
+        h = transposed_conv(filters, size, strides, f"tconv{number}", "relu")(h)  # 7 x 7, 14 x 14, 28 x 28
+        h = layers.BatchNormalization(name=f"batchnorm{number}")(h)
+        h = layers.AveragePooling2D(2, strides=1, padding="same", name=f"pooling{number}")(h)
+        h = layers.Dropout(0.1, name=f"dropout{number}")(h)
+    return encoder, finish_decoder(z, transposed_conv(1, 3, 1, "tconv4")(h), image_shape)
+
+
+def build_plane(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """The encoder's LSTM and a dense layer give a point of a plane. Transposed convolutions decode it.
+
+    Left open by the authors: 64 units of the LSTM, 128 of the dense layer, 7 x 7 x 32 at the start of the decoder,
+    batch size and learning rate.
+    """
+    from keras import Input, layers
+
+    from model import finish_decoder, finish_encoder
+
+    image = Input(image_shape, name="image")
+    h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
+    encoder = finish_encoder(image, layers.Dense(128, activation="relu", name="dense")(h), latent_dim)
+
+    z = Input((latent_dim,), name="z")
+    return encoder, finish_decoder(z, _upsample(z, image_shape, (32, 32, 32), "dense"), image_shape)
+
+
+def _feature_maps(h, shape: tuple[int, int, int], name: str):
+    """Turn vectors into feature maps (batch, *shape) by a dense layer."""
+    from keras import layers
+
+    h = layers.Dense(shape[0] * shape[1] * shape[2], activation="relu", name=name)(h)
+    return layers.Reshape(shape, name="reshape")(h)
+
+
+def _upsample(h, image_shape: tuple[int, int], filters: tuple[int, int, int], name: str):
+    """Turn vectors into 7 x 7 feature maps, double their sides twice, end in a single channel: (batch, 28, 28, 1)."""
+    from model import transposed_conv
+
+    h = _feature_maps(h, (image_shape[0] // 4, image_shape[1] // 4, filters[0]), name)
+    h = transposed_conv(filters[1], 3, 2, "tconv1", "relu")(h)
+    h = transposed_conv(filters[2], 3, 2, "tconv2", "relu")(h)
+    return transposed_conv(1, 3, 1, "tconv3")(h)
+
+
+NETWORKS = {
+    "standard": Network(
+        build_standard,
+        "an LSTM over the rows, transposed convolutions up from 7 x 7",
+        epochs=50,
+        batch_size=200,
+        learning_rate=8e-3,
+        hidden_dim=64,
+        latent_dim=32,
+    ),
+    "readout": Network(
+        build_readout,
+        "all outputs of the LSTM are encoded; a dense layer reads the image out of feature maps",
+        epochs=50,
+        batch_size=100,
+        learning_rate=1e-3,
+        hidden_dim=64,
+        latent_dim=64,
+        in_shards=False,  # its 20 million weights outweigh the images
+        images_per_call=500,
+    ),
+    "softplus": Network(
+        build_softplus,
+        "a plane of two latents, its standard deviation by softplus",
+        epochs=50,
+        batch_size=100,
+        learning_rate=4e-3,
+        hidden_dim=28,
+        latent_dim=2,
+    ),
+    "dense": Network(
+        build_dense,
+        "a wide LSTM's last output is encoded; two dense layers decode",
+        epochs=30,
+        batch_size=256,
+        learning_rate=6e-3,
+        hidden_dim=256,
+        latent_dim=16,
+        validation_split=0.3,
+    ),
+    "batchnorm": Network(
+        build_batchnorm,
+        "normalised images; the decoder has batch normalisation, pooling and dropout",
+        epochs=50,
+        batch_size=100,
+        learning_rate=1e-3,
+        hidden_dim=32,
+        latent_dim=32,
+        in_shards=False,  # it normalises over the whole batch
+    ),
+    "plane": Network(
+        build_plane,
+        "a plane of two latents, from the LSTM's last output and a dense layer",
+        epochs=170,
+        batch_size=250,
+        learning_rate=8e-3,
+        hidden_dim=64,
+        latent_dim=2,
+    ),
+}
+FORMER_NAMES = {"posterior": "softplus"}  # in the config.json of older runs

@@ -1,0 +1,482 @@
+"""A run: its folder, config and history. It is created, found, saved, restored and resumed here.
+
+A kill at any moment leaves either the finished run that was in the folder, or an unfinished one that can be resumed.
+"""
+
+import csv
+import json
+import os
+import platform
+import re
+import secrets
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from vae import data, files
+from vae.settings import FURTHER, check, complete, flag, read_settings
+from vae.terminal import UserError, as_path, shown
+
+FORMAT = 1  # of the folder; raised when an older program can no longer read a newer folder
+PROJECT = Path(__file__).resolve().parent.parent
+LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
+CONFIG_TYPES = {  # what is read of config.json, and its type
+    ("epochs_done",): int,
+    ("finished",): str | None,
+    ("settings",): dict,
+    ("versions",): dict,
+    ("settings", "data"): str | None,
+    ("settings", "binarize"): bool,
+    ("dataset", "name"): str,
+    ("dataset", "sha256"): str,
+}
+EPOCH_FILES = ("encoder.keras", "decoder.keras", "history.csv", "config.json", "training_state.npz")
+FINAL_FILES = ("loss_curves.png", "prior.npz", "reconstructions.png", "reconstructions.npz")
+
+
+class Run:
+    """A run in `folder`: the `config` that config.json has, its `settings`, and the `rows` of its history.
+
+    `folder` is None before a new run has begun.
+    """
+
+    def __init__(self, settings: Namespace, folder: Path | None = None, config: dict | None = None):
+        self.settings = settings
+        self.folder = folder
+        self.config = config
+        self.rows: list[dict] = []
+
+    # Create and find
+
+    @classmethod
+    def new(cls, given: dict) -> "Run":
+        """Return a new run with the settings that were given; UserError where they make no sense."""
+        settings = complete(given)
+        if settings.name is not None:
+            _check_name(settings.name, settings.overwrite)
+        check(settings)
+        return cls(settings)
+
+    @classmethod
+    def find(cls, path: str | None, flag: str = "--checkpoint") -> "Run":
+        """Return the run in `path`; without a path, the one that finished last by its own record, else the shipped."""
+        if path is not None and not as_path(path).is_dir():
+            raise UserError(f"{flag} {path}: no such folder; the runs are in {runs_folder()}")
+        folder = as_path(path) if path else _find_finished_last() or PROJECT / "checkpoints" / "pretrained"
+        config = read_config(folder)
+        return cls(read_settings(config, folder / "config.json"), folder, config)
+
+    @classmethod
+    def resume(cls, path: str, given: dict) -> "Run":
+        """Return the run to resume: in `path`, else the newest unfinished one, else the one that finished last.
+
+        Its own settings hold. The flags may name another place of its images and, for a finished run, a larger number
+        of epochs, with other importance samples. Any other difference is a UserError.
+        """
+        run = cls.find(path or str(_find_resumable()), "--resume")
+        own = run.settings
+        further = FURTHER if run.is_finished and given.get("epochs", 0) > own.epochs else ()
+        for name, value in given.items():
+            if value != getattr(own, name) and name not in ("data", "dataset", *further):
+                has = f"the run in {shown(run.folder)} has {getattr(own, name)}"
+                raise UserError(f"{flag(name)} {value}: {has}; leave it out, or start a new run")
+        if "data" in given or "dataset" in given:
+            given = {"data": None, "dataset": None} | given
+        run.settings = Namespace(**vars(own) | given)
+        check(Namespace(**vars(run.settings) | {"overwrite": False}))
+        return run
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run was trained to its end."""
+        return self.config is not None and self.config["finished"] is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.is_finished and self.settings.epochs <= self.config["epochs_done"]
+
+    @property
+    def held_out(self) -> str:
+        """Which images each epoch is measured on: "val" (a validation split), else "test"."""
+        return "val" if self.settings.validation_split else "test"
+
+    def load_data(self) -> data.Dataset:
+        """Load the images to train on; for a run that is resumed, they must be the same as before."""
+        settings = self.settings
+        if settings.data:
+            settings.data = os.path.abspath(as_path(settings.data))  # the run may be restored from other folders
+        if self.config is None:
+            return data.hold_out(data.load(settings.dataset, settings.data), settings.validation_split, settings.seed)
+        dataset = data.load_for_run(settings.dataset, settings.data, self.config)
+        if dataset.sha256 != self.config["dataset"]["sha256"]:
+            raise UserError(
+                f"--resume: {dataset.source} holds other images than the run began with; say with --data where they are"
+            )
+        warning = self.config["dataset"].get("warning")  # digits still replace MNIST
+        dataset = data.replace(dataset, warning=warning if isinstance(warning, str) else None)
+        return data.hold_out(dataset, settings.validation_split, settings.seed)
+
+    # Train
+
+    @contextmanager
+    def begin(self, vae, dataset: data.Dataset) -> Iterator[None]:
+        """Create the folder, or restore the model from it, and lock it. On Ctrl-C, name the command that resumes.
+
+        In a folder that --overwrite released, the old run stays until the first epoch of the new one is saved.
+        """
+        earlier = self.config
+        self.config = _describe(self.settings, vae, dataset, earlier)
+        if self.folder is None:
+            self.folder = _create_folder(self.settings, dataset.name)
+        self._training_images = dataset.train_images
+        with _lock(self.folder), self._name_resume_command():
+            files.remove_temporary_files(self.folder)
+            if earlier is not None:
+                self._restore(vae, earlier)
+                if self.rows and not earlier["finished"]:  # a kill may have left only some files of the last epoch
+                    self._write_epoch(vae)
+            elif not (self.folder / "config.json").exists():
+                self._write_config()
+                self._draw_training_images()
+            yield
+
+    def make_row(self, losses: list[float], seconds: float, elapsed: float) -> dict:
+        """Return the next row of the history, from the losses on training and on held-out images."""
+        values = [len(self.rows) + 1, *losses, seconds, elapsed]
+        return dict(zip(self._fields(), values, strict=True))
+
+    def save_epoch(self, vae, row: dict) -> None:
+        """Save the run after an epoch with this row."""
+        self.rows.append(row)
+        self._write_epoch(vae)
+        if len(self.rows) == 1:  # until now it may have been the figure of a run that is overwritten
+            self._draw_training_images()
+
+    def save_prior(self, arrays: dict[str, np.ndarray]) -> None:
+        """Write prior.npz: plain arrays."""
+        with files.replacing(self.folder / "prior.npz") as path, open(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    def save_figure(self, name: str, figure) -> None:
+        """Write a figure of Matplotlib into the run's folder."""
+        with files.replacing(self.folder / name) as path:
+            figure.savefig(path, dpi=120, bbox_inches="tight")
+
+    @property
+    def test_losses(self) -> dict[str, float] | None:
+        """The last epoch's losses on the test images; None where epochs are measured on a validation split."""
+        if self.held_out != "test":
+            return None
+        return {name: self.rows[-1][f"test_{name}"] for name in LOSSES}
+
+    def finish(self, losses: dict[str, float]) -> dict[str, float]:
+        """Record the losses on the test images and the time of the end; return the losses."""
+        self.config |= {"epochs_done": len(self.rows), "test": losses, "finished": _now()}
+        self._write_config()
+        return losses
+
+    def _draw_training_images(self) -> None:
+        """Draw a hundred of the images that the network learns from."""
+        from vae import plots
+        from vae.batches import Batches
+
+        images, seed = self._training_images, self.settings.seed
+        chosen = np.random.default_rng(seed).permutation(len(images))[:100]
+        batch = Batches(images[chosen], len(chosen), seed, binarize=self.settings.binarize)[0]
+        with files.replacing(self.folder / "training_images.png") as path:
+            plots.write_png(plots.tile(batch, len(chosen), 10), path)
+
+    def _fields(self) -> list[str]:
+        return ["epoch", *LOSSES, *(f"{self.held_out}_{name}" for name in LOSSES), "seconds", "elapsed"]
+
+    def _write_config(self) -> None:
+        with files.replacing(self.folder / "config.json") as path:
+            files.write_json(path, {"format": FORMAT, **self.config})
+
+    def _write_epoch(self, vae) -> None:
+        """Write both models, the history, the config and the training state.
+
+        All of it is written before any of it is renamed into place, so that an error (a full disk) changes nothing. The
+        training state is renamed first, as it has all that resuming needs; then the config, which makes this an
+        unfinished run; then the files of the earlier model are removed, and the rest is renamed.
+        """
+        self.config |= {"epochs_done": len(self.rows), "finished": None}
+        with ExitStack() as stack:  # it renames in the opposite order
+            encoder, decoder, history = (
+                stack.enter_context(files.replacing(self.folder / name)) for name in EPOCH_FILES[:3]
+            )
+            stack.enter_context(_removing_afterwards([self.folder / name for name in FINAL_FILES]))
+            config, state = (stack.enter_context(files.replacing(self.folder / name)) for name in EPOCH_FILES[3:])
+            with open(state, "wb") as file:
+                np.savez(file, **self._training_state(vae))
+            vae.encoder.save(encoder)
+            vae.decoder.save(decoder)
+            with open(history, "w", newline="") as file:
+                writer = csv.DictWriter(file, self._fields())
+                writer.writeheader()
+                writer.writerows(self.rows)
+            files.write_json(config, {"format": FORMAT, **self.config})
+
+    def _training_state(self, vae) -> dict[str, np.ndarray]:
+        """Return all that training changes, as plain arrays. Noise and order are functions of (seed, epoch)."""
+        arrays = {f"variable_{i:03d}": _to_numpy(variable) for i, variable in enumerate(_variables(vae))}
+        texts = {"history": self.rows, "run": self.config["run"]}
+        return arrays | {name: np.frombuffer(json.dumps(text).encode(), np.uint8) for name, text in texts.items()}
+
+    def _restore(self, vae, earlier: dict) -> None:
+        """Load weights, optimizer and history; UserError where they are not of this run."""
+        if earlier.get("backend") != self.config["backend"]:
+            raise UserError(f"{self.folder} began with KERAS_BACKEND={earlier.get('backend')!r:.50}; set it to resume")
+        for name, version in self.config["versions"].items():
+            if (before := earlier["versions"].get(name)) != version:
+                print(f"-> Begun with {name} {before}, now {version}: the last digits may differ.", file=sys.stderr)
+        arrays = files.read_arrays(self.folder / "training_state.npz", "start a new run")
+        if arrays is None and earlier["epochs_done"]:
+            raise UserError(f"{self.folder} has no training_state.npz, so it cannot be resumed; start a new run")
+        if arrays is not None:
+            variables = _variables(vae)
+            try:
+                values = self._check_state(arrays, variables)
+            except (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+                raise UserError("training_state.npz is not the state of this run; start a new one") from error
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        epochs = f"epoch {len(self.rows)} of {self.settings.epochs}"
+        print(f"-> Training is resumed after {epochs} in {shown(self.folder)}.")
+
+    def _check_state(self, arrays: dict[str, np.ndarray], variables: list) -> list[np.ndarray]:
+        """Return the values of the variables, and set the rows; ValueError or the like where something does not fit."""
+        values = [arrays[f"variable_{i:03d}"] for i in range(len(variables))]
+        rows, run = (json.loads(arrays[name].astype(np.uint8).tobytes()) for name in ("history", "run"))
+        if run != self.config["run"] or len(arrays) != len(variables) + 2:
+            raise ValueError("of another run or network")
+        for number, row in enumerate(rows, start=1):
+            if list(row) != self._fields() or row["epoch"] != number or not np.isfinite([*row.values()]).all():
+                raise ValueError("of another history")
+        for variable, value in zip(variables, values, strict=True):
+            if (value.shape, value.dtype) != (tuple(variable.shape), variable.dtype) or not np.isfinite(value).all():
+                raise ValueError("of other shapes or types")
+        self.rows = rows
+        return values
+
+    @contextmanager
+    def _name_resume_command(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            where = shown(self.folder)
+            saved = read_config(self.folder)
+            if saved.get("run") == self.config["run"]:
+                was = read_settings(saved, self.folder / "config.json")
+                changed = [name for name in FURTHER if getattr(self.settings, name) != getattr(was, name)]
+                further = "".join(f" {flag(name)} {getattr(self.settings, name)}" for name in changed)
+                stop.add_note(f"go on with: python main.py --resume {shlex.quote(where)}{further}")
+            else:
+                stop.add_note(f"nothing is saved yet, and {where} still has the run that was to be overwritten")
+            raise
+
+    # Restore
+
+    def load_encoder(self):
+        """Load the encoder: images (n, H, W) -> [mean, log_var], each (n, D)."""
+        return files.load_model(self.folder / "encoder.keras", (None, None), [(None,), (None,)])
+
+    def load_decoder(self):
+        """Load the decoder: latent vectors (n, D) -> pixel probabilities (n, H, W)."""
+        return files.load_model(self.folder / "decoder.keras", (None,), [(None, None)])
+
+    def load_prior(self) -> dict[str, np.ndarray] | None:
+        """Load the arrays of prior.npz, or return None where the run has none."""
+        arrays = files.read_arrays(self.folder / "prior.npz", "remove it to draw from N(0, I)")
+        if arrays is not None and "classes" in arrays:  # an older run: each component has one class
+            labels = np.unique(arrays["classes"])
+            arrays |= {"labels": labels, "class_shares": (arrays.pop("classes")[:, None] == labels).astype(np.float32)}
+        return arrays
+
+    def load_reconstructions(self) -> np.ndarray:
+        """Load the reconstructions of the training images (n, H, W), bytes; UserError where the run has none."""
+        path = self.folder / "reconstructions.npz"
+        arrays = files.read_arrays(path, "draw from the decoder")
+        if arrays is None:
+            raise UserError(f"{path} is missing: only a run with --save-reconstructions has it; draw from the decoder")
+        images = arrays.get("images")
+        if images is None or images.dtype != np.uint8 or images.ndim != 3 or not images.size:
+            raise UserError(f"{path} holds no images (n, height, width) of bytes; draw from the decoder")
+        return images
+
+
+def runs_folder() -> Path:
+    """Return the folder of all runs: checkpoints/ in the project, or what the variable VAE_CHECKPOINTS says."""
+    return as_path(os.environ.get("VAE_CHECKPOINTS") or PROJECT / "checkpoints")
+
+
+def read_config(folder: Path) -> dict:
+    """Read config.json; UserError where it is missing, not JSON, or of another version of this program."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder}: no config.json there, so no run of this program; the runs are in {runs_folder()}")
+    config = files.read_json(path)
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{path} has format {found!r:.50}, and this program reads {FORMAT}; use the program's own version"
+        )
+    for keys, kind in CONFIG_TYPES.items():
+        try:
+            fits = isinstance(reduce(getitem, keys, config), kind)
+        except (KeyError, TypeError, IndexError):
+            fits = False
+        if not fits:
+            raise UserError(f"{path} does not say a run's {' '.join(keys)}; choose another run")
+    return config
+
+
+def _describe(settings: Namespace, vae, dataset: data.Dataset, earlier: dict | None) -> dict:
+    """Return the config of a run that begins, or that is resumed from the `earlier` config."""
+    import keras
+
+    backend = keras.backend.backend()
+    versions = {"python": platform.python_version(), "keras": keras.__version__, "numpy": np.__version__}
+    further = (earlier or {}).get("taken_further")
+    further = further if isinstance(further, list) else []
+    if earlier is not None and earlier["finished"]:
+        further = [*further, {name: earlier["settings"].get(name, getattr(settings, name)) for name in FURTHER}]
+    validation = dataset.validation_images
+    return {
+        "settings": vars(settings),
+        "dataset": {
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "train_images": len(dataset.train_images),
+            "validation_images": 0 if validation is None else len(validation),
+            "test_images": len(dataset.test_images),
+            "warning": dataset.warning,
+        },
+        "taken_further": further,
+        "run": (earlier or {}).get("run") or secrets.token_hex(8),  # the training state must be of the same run
+        "backend": backend,
+        "versions": versions | {backend: sys.modules[backend].__version__},
+        "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
+        "epochs_done": 0,
+        "finished": None,
+    }
+
+
+def _variables(vae) -> list:
+    return [*vae.encoder.weights, *vae.decoder.weights, *vae.optimizer.variables]
+
+
+def _to_numpy(variable) -> np.ndarray:
+    import keras
+
+    return keras.ops.convert_to_numpy(variable)
+
+
+def _check_name(name: str, overwrite: bool) -> None:
+    """Refuse a name that is no plain folder name, or that an existing run has."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{,99}", name) or name == "pretrained":
+        raise UserError(f"--name {name!r}: take up to 100 letters, digits, '.', '_' and '-' (and not 'pretrained')")
+    folder = runs_folder() / name
+    if folder.exists() and not overwrite:
+        raise UserError(f"--name {name}: {folder} exists; take another name, or --overwrite to replace that run")
+
+
+def _create_folder(settings: Namespace, dataset_name: str) -> Path:
+    """Create the folder of a new run: its --name, or NETWORK-DATASET-NNN with the next free number."""
+    root = runs_folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if settings.name is None:
+            return _create_numbered(root, f"{settings.network}-{dataset_name}")
+        folder = root / settings.name
+        folder.mkdir(exist_ok=settings.overwrite)
+        return folder
+    except FileExistsError:  # another run took the name since it was checked
+        raise UserError(
+            f"--name {settings.name}: {folder} exists by now; take another name, or --overwrite it"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{root} cannot be written ({reason}); name another folder in VAE_CHECKPOINTS") from error
+
+
+def _create_numbered(root: Path, stem: str) -> Path:
+    taken = [re.fullmatch(re.escape(stem) + r"-(\d+)", folder.name) for folder in root.iterdir()]
+    number = max((int(match[1]) for match in taken if match), default=0) + 1
+    while True:
+        folder = root / f"{stem}-{number:03d}"
+        with suppress(FileExistsError):  # another run takes this number at the same moment
+            folder.mkdir()
+            return folder
+        number += 1
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Stop other processes from training in this folder; UserError where one does already."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{folder}: another process trains there; wait for it, or stop it first") from None
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with _lock(folder):
+            return False
+    except UserError:
+        return True
+
+
+@contextmanager
+def _removing_afterwards(paths: list[Path]) -> Iterator[None]:
+    yield  # an error ends it here
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _now() -> str:
+    """Return the time to record as a run's end, UTC, later than all ends on record even if the clock was set back."""
+    now = datetime.now(UTC)
+    for end in _find_finished():
+        with suppress(ValueError, TypeError, OverflowError):  # somebody edited it
+            now = max(now, datetime.fromisoformat(end) + timedelta(microseconds=1))
+    return now.isoformat(timespec="microseconds")
+
+
+def _read_configs() -> Iterator[tuple[Path, dict]]:
+    for path in sorted(runs_folder().glob("*/config.json")):
+        with suppress(UserError):  # other people's folders do not matter
+            if path.parent.name != "pretrained":
+                yield path.parent, read_config(path.parent)
+
+
+def _find_finished() -> dict[str, Path]:
+    return {config["finished"]: folder for folder, config in _read_configs() if config["finished"]}
+
+
+def _find_finished_last() -> Path | None:
+    return max(_find_finished().items(), default=(None, None))[1]
+
+
+def _find_resumable() -> Path:
+    unfinished = [folder for folder, config in _read_configs() if not config["finished"] and not _is_locked(folder)]
+    if unfinished:
+        return max(unfinished, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
+    last = _find_finished_last()
+    if last is None:
+        raise UserError(
+            f"--resume: there is no run in {runs_folder()}; name its folder with --resume DIR, or start a new one"
+        )
+    return last

@@ -1,0 +1,146 @@
+"""The command line and the terminal: flags, errors in one line, signals, a quiet import of Keras."""
+
+import argparse
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """What the user can mend: one line that names the file or flag, what is wrong and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see python {self.prog} --help)\n")
+
+
+def number(kind: type, wanted: str, least: float, most: float = math.inf) -> Callable[[str], int | float]:
+    """Return a reader of finite numbers from `least` to `most`, for argparse. Its errors say what is `wanted`."""
+
+    def read(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value <= most and math.isfinite(value)):  # NaN fails as well
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return read
+
+
+positive_integer = number(int, "a whole number from 1 to 1000000", 1, 10**6)
+positive_number = number(float, "a number above 0", math.ulp(0.0))
+non_negative_number = number(float, "a number from 0", 0)
+seed = number(int, "a whole number from 0 to 4294967295", 0, 2**32 - 1)  # what NumPy and Keras both take
+
+
+def as_path(text: str | os.PathLike) -> Path:
+    """Return the path that a user typed, with `~` as the home folder."""
+    return Path(os.path.expanduser(text))
+
+
+def shown(path: Path) -> str:
+    """Return a path as one would type it from here."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # on Windows, from one drive to another
+        return str(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def import_keras():
+    """Import Keras without the start-up notices of TensorFlow, and return it.
+
+    Compiled code writes the notices to the file descriptor of standard error before any setting could silence them. So
+    the descriptor itself is silenced during the import.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow uses oneDNN by default only on processors with AVX512_VNNI or the like. On others, as in many laptops,
+    # training without it takes 1.5 times as long.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    with _silence_stderr():
+        import keras
+
+        find_devices()  # the search for a GPU writes notices, too
+    return keras
+
+
+def find_devices() -> list[str]:
+    """Return the names of the devices that Keras computes on."""
+    import keras
+
+    if keras.backend.backend() == "torch":  # Keras 3.15 cannot list the devices of PyTorch
+        import torch
+
+        return ["cuda" if torch.cuda.is_available() else "cpu"]
+    return keras.distribution.list_devices()
+
+
+@contextmanager
+def _silence_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the same as Ctrl-C, but with another exit status."""
+
+
+_signal_seen: type[KeyboardInterrupt] | None = None
+
+
+def _note_signal(signal_number: int, frame) -> NoReturn:
+    global _signal_seen
+    _signal_seen = Terminated if signal_number == signal.SIGTERM else KeyboardInterrupt
+    raise _signal_seen
+
+
+def raise_lost_signal() -> None:
+    """Raise the exception of a signal again, if compiled code has lost it (TensorFlow 2.21 sometimes does)."""
+    if _signal_seen is not None:
+        raise _signal_seen
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run the `main` of a script. A UserError ends it with one line and status 1, Ctrl-C with 130, SIGTERM with 143.
+
+    Notes on the exception (`add_note`) are part of the line.
+    """
+    script = os.path.basename(sys.argv[0])
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number_ in signals:
+        if signal.getsignal(number_) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
+            signal.signal(number_, _note_signal)
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(f"{script}: {' '.join(str(error).splitlines())}")  # file names may contain line breaks
+    except KeyboardInterrupt as stop:
+        for number_ in signals:  # a second signal must not interrupt the ending
+            signal.signal(number_, signal.SIG_IGN)
+        word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print("\n" + "; ".join([f"{script}: {word}", *getattr(stop, "__notes__", [])]), file=sys.stderr)
+        sys.exit(status)
+    except OSError as error:
+        # The reader of our output has gone (`| head`), or its disk is full: Python's flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141 if isinstance(error, BrokenPipeError) else f"{script}: {error}")
+    sys.exit(0)
