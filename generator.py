@@ -20,10 +20,10 @@ BATCH = 500  # latent vectors to decode at once: enough to use all cores, small 
 
 @dataclass
 class Picture:
-    """A grid of `count` images in so many `columns`. They come in `batches` (n, H, W) in [0, 1]."""
+    """A grid of images in so many `columns`. They come in `batches` (n, H, W) in [0, 1]."""
 
     title: str  # what is drawn, in words
-    count: int
+    shape: tuple[int, int, int]  # of all batches together
     columns: int
     batches: Iterator[np.ndarray]
 
@@ -152,30 +152,28 @@ def plan(prior: dict | None, decoder, options: argparse.Namespace) -> Picture:
     latent_dim = decoder.input_shape[1]
     is_normal = prior is None or options.sampler == "prior"
     mixture = sampling.make_normal(latent_dim) if is_normal else sampling.read_mixture(prior, latent_dim)
-    source = "the prior N(0, I)" if is_normal else "the mixture fitted to the training images"
+    source = f"from {'the prior N(0, I)' if is_normal else 'the mixture fitted to the training images'}"
+    source += f", scale {options.scale:g}"
     count = options.count or 100
     columns = options.columns or math.ceil(math.sqrt(count))
     if options.manifold:
         side = math.ceil(math.sqrt(count))
         vectors = iter([sampling.plane(side, latent_dim, sampling.find_most_active(prior, latent_dim))])
-        return Picture("the latent plane", side * side, side, decode(decoder, vectors, side * side))
+        return decode("the latent plane", decoder, vectors, (side * side, side))
     if options.interpolate:
         rows = math.ceil(count / columns)
         ends = [mixture.draw(rng, rows, options.scale) for _ in range(2)]
-        walks = decode(decoder, iter(sampling.walk(*ends, columns)), rows * columns)  # a row at a time
-        return Picture(f"walks between digits from {source}, scale {options.scale:g}", rows * columns, columns, walks)
+        walks = iter(sampling.walk(*ends, columns))  # a row at a time
+        return decode(f"walks between digits {source}", decoder, walks, (rows * columns, columns))
     digits = options.digit or (None,)
-    each = count if len(digits) == 1 else options.columns or math.ceil(count / len(digits))
+    if len(digits) > 1:  # a row of each
+        count = columns = options.columns or math.ceil(count / len(digits))
     vectors = (
         mixture.draw(rng, n, options.scale) if digit is None else mixture.draw_label(rng, n, options.scale, digit)
         for digit in digits
-        for n in split_count(each)
+        for n in split_count(count)
     )
-    total = each * len(digits)
-    images = decode(decoder, vectors, total)
-    return Picture(
-        f"digits from {source}, scale {options.scale:g}", total, columns if len(digits) == 1 else each, images
-    )
+    return decode(f"digits {source}", decoder, vectors, (count * len(digits), columns))
 
 
 def split_count(count: int) -> Iterator[int]:
@@ -183,14 +181,17 @@ def split_count(count: int) -> Iterator[int]:
     return (min(BATCH, count - start) for start in range(0, count, BATCH))
 
 
-def decode(decoder, batches: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Decode batches of latent vectors (n, D) into images (n, H, W) in [0, 1], with a progress bar on a terminal."""
+def decode(title: str, decoder, batches: Iterator[np.ndarray], grid: tuple[int, int]) -> Picture:
+    """Decode batches of latent vectors (n, D), with a progress bar on a terminal. `grid` is (count, columns)."""
     from tqdm import tqdm
 
-    with tqdm(total=count, unit=" digits", leave=False, disable=None) as bar:
-        for z in batches:
-            yield decoder.predict_on_batch(z)
-            bar.update(len(z))
+    def images() -> Iterator[np.ndarray]:
+        with tqdm(total=grid[0], unit=" digits", leave=False, disable=None) as bar:
+            for z in batches:
+                yield decoder.predict_on_batch(z)
+                bar.update(len(z))
+
+    return Picture(title, (grid[0], *decoder.output_shape[1:]), grid[1], images())
 
 
 def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
@@ -207,14 +208,14 @@ def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
             decoded = decoder.predict_on_batch(sampling.draw_codes(mean, log_var, rng))
             yield np.stack([originals, decoded], axis=1).reshape(-1, *originals.shape[1:])
 
-    return Picture("reconstructions of test images", 2 * len(chosen), 2 * columns, pairs())
+    return Picture("reconstructions of test images", (2 * len(chosen), *images.shape[1:]), 2 * columns, pairs())
 
 
 def pick(images: np.ndarray, options: argparse.Namespace) -> Picture:
     """Choose saved reconstructions (n, H, W), bytes, at random."""
     chosen, columns, _ = choose(len(images), options)
     batches = (data.to_pixels(images[chosen[start : start + BATCH]]) for start in range(0, len(chosen), BATCH))
-    return Picture("reconstructions of training images", len(chosen), columns, batches)
+    return Picture("reconstructions of training images", (len(chosen), *images.shape[1:]), columns, batches)
 
 
 def choose(available: int, options: argparse.Namespace) -> tuple[np.ndarray, int, np.random.Generator]:
@@ -229,14 +230,14 @@ def write(picture: Picture, options: argparse.Namespace) -> None:
     from vae import plots
 
     if options.arrays is None:
-        grid = plots.tile(picture.batches, picture.count, picture.columns)
+        grid = plots.tile(picture.batches, picture.shape, picture.columns)
     else:
         with (
             files.replacing(options.arrays) as path,
-            files.write_images(path, picture.count, "<f4", zipfile.ZIP_STORED) as add,  # floats hardly shrink
+            files.write_images(path, picture.shape, "<f4", zipfile.ZIP_STORED) as add,  # floats hardly shrink
         ):
-            saved = (batch for batch in picture.batches if add(batch) is None)
-            grid = plots.tile(saved, picture.count, picture.columns)
+            saved = (batch for batch in picture.batches if add(batch))
+            grid = plots.tile(saved, picture.shape, picture.columns)
         print(f"-> Images are saved as arrays in {options.arrays}")
     with files.replacing(options.output) as path:
         plots.write_png(grid, path)

@@ -55,6 +55,7 @@ def parse(arguments: list[str] | None = None) -> dict:
 def build_vae(options: Namespace, dataset: Dataset):
     """Build and compile the VAE that the settings describe."""
     keras = terminal.import_keras()
+    from model import VAE
     from vae import fast
 
     keras.utils.set_random_seed(options.seed)  # the weights at the start
@@ -63,8 +64,8 @@ def build_vae(options: Namespace, dataset: Dataset):
         importlib.import_module("tensorflow").config.experimental.enable_op_determinism()
     network = settings.NETWORKS[options.network]
     encoder, decoder = network.build(dataset.image_shape, options.hidden_dim, options.latent_dim)
-    variance = settings.variance_of(options)
-    vae = fast.build_vae(network.in_shards, encoder, decoder, options.beta, variance, options.importance_samples)
+    vae = VAE(encoder, decoder, options.beta, settings.variance_of(options), options.importance_samples)
+    vae = fast.speed_up(vae, network.in_shards and options.batch_size >= fast.SMALLEST_BATCH)
 
     # The learning rate rises to its peak in a short warm-up and falls back to 0 along a cosine.
     steps = math.ceil(len(dataset.train_images) / options.batch_size) * options.epochs
@@ -150,7 +151,7 @@ def save_reconstructions(vae, images, run: Run) -> None:
     path = run.folder / "reconstructions.npz"
     with (
         files.replacing(path) as temporary,
-        files.write_images(temporary, len(images), "|u1", zipfile.ZIP_DEFLATED) as add,
+        files.write_images(temporary, images.shape, "|u1", zipfile.ZIP_DEFLATED) as add,
     ):
         for index in range(len(batches)):
             add((255 * vae.reconstruct(*batches[index])).round())

@@ -13,6 +13,7 @@ class Batches(keras.utils.PyDataset):
 
     A batch is a function of (seed, epoch, its number) alone: so are the order of the images (with `shuffle`) and the
     binary pixels (with `binarize`). A pixel is 1 with the probability of its grey value (Salakhutdinov & Murray, 2008).
+    No batch is more than one image larger than another.
     """
 
     def __init__(
@@ -33,15 +34,16 @@ class Batches(keras.utils.PyDataset):
         """Switch to the batches of this epoch."""
         count = len(self._images)
         self._epoch = epoch
-        self._order = np.arange(count)
+        order = np.arange(count)
         if self._shuffle:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(count)
+            order = np.random.default_rng([self._seed, epoch]).permutation(count)
+        self._parts = np.array_split(order, len(self))
 
     def __len__(self) -> int:
         return math.ceil(len(self._images) / self._batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray]:
-        batch = to_pixels(self._images[self._order[index * self._batch_size : (index + 1) * self._batch_size]])
+        batch = to_pixels(self._images[self._parts[index]])
         if self._binarize:
             uniform = np.random.default_rng([self._seed, self._epoch, 1 + index]).random(batch.shape, np.float32)
             batch = (uniform < batch).astype(np.float32)

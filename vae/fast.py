@@ -11,24 +11,28 @@ from keras import layers, ops
 from model import VAE
 
 SHARDS = 2
+SMALLEST_BATCH = 50  # images; half a smaller batch is not worth a core, and no shard may be empty
 
 
-def build_vae(in_shards: bool, *arguments) -> VAE:
-    """Return a VAE for these arguments of `model.VAE`: the fast one on TensorFlow, the plain one elsewhere."""
+def speed_up(vae: VAE, in_shards: bool) -> VAE:
+    """Return the fast VAE with the same parts, on TensorFlow and a CPU; elsewhere the VAE itself.
+
+    `in_shards` says whether batches may be computed in parts.
+    """
     if keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
-        return VAE(*arguments)
-    return FastVAE(in_shards, *arguments)
+        return vae
+    return FastVAE(vae, SHARDS if in_shards else 1)
 
 
 class FastVAE(VAE):
-    """A VAE with faster layers and a faster optimizer. It computes each training batch in two shards in parallel.
+    """A VAE with faster layers. It computes each training batch in two shards in parallel.
 
     An operation that runs on one core at its own images wastes less time than one that two cores share.
     """
 
-    def __init__(self, in_shards: bool, *arguments):
-        super().__init__(*arguments)
-        self.shards = SHARDS if in_shards else 1
+    def __init__(self, vae: VAE, shards: int):
+        super().__init__(vae.encoder, vae.decoder, vae.beta, vae.variance, vae.importance_samples)
+        self.shards = shards
         self.decode_logits = _with_faster_layers(self.decode_logits)
 
     def call(self, images, training=False):

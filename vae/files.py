@@ -90,8 +90,8 @@ def _check_plain(path: Path, largest: int) -> None:
 
 
 @contextmanager
-def write_images(path: Path, count: int, dtype: str, compression: int) -> Iterator[Callable[[np.ndarray], None]]:
-    """Give a function that adds a batch (n, H, W) to an .npz of `count` images, under the key `images`.
+def write_images(path: Path, shape: tuple, dtype: str, compression: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Give a function that adds a batch (n, H, W) to an .npz of images of that `shape`, under the key `images`.
 
     So the images are never in memory together. `compression` is zipfile's.
     """
@@ -99,14 +99,8 @@ def write_images(path: Path, count: int, dtype: str, compression: int) -> Iterat
         zipfile.ZipFile(path, "w", compression) as archive,
         archive.open("images.npy", "w", force_zip64=True) as file,
     ):
-
-        def add(batch: np.ndarray) -> None:
-            if file.tell() == 0:
-                header = {"descr": dtype, "fortran_order": False, "shape": (count, *batch.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(batch.astype(dtype).tobytes())
-
-        yield add
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+        yield lambda batch: file.write(batch.astype(dtype).tobytes())
 
 
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:

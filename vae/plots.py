@@ -11,21 +11,22 @@ from PIL import Image
 GAP = 2  # pixels of black between digits
 
 
-def tile(batches: Iterable[np.ndarray], count: int, columns: int) -> np.ndarray:
-    """Lay `count` images, which come in batches (n, 28, 28) in [0, 1], on a grid (height, width) of bytes.
+def tile(batches: Iterable[np.ndarray], shape: tuple[int, int, int], columns: int) -> np.ndarray:
+    """Lay images of that shape (n, H, W), which come in batches in [0, 1], on a grid (height, width) of bytes.
 
     Each pixel is drawn as a square of up to 3 x 3, so that a digit is clear; large grids are drawn smaller.
     """
+    count, height, width = shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    zoom = max(1, min(3, 4000 // (max(rows, columns) * (28 + GAP))))
-    cell = 28 * zoom + GAP
-    grid = np.zeros((rows * cell + GAP, columns * cell + GAP), np.uint8)
+    zoom = max(1, min(3, 4000 // max(rows * (height + GAP), columns * (width + GAP))))
+    cell = np.array([height * zoom + GAP, width * zoom + GAP])
+    grid = np.zeros([rows, columns] * cell + GAP, np.uint8)
     place = 0
     for batch in batches:
         for image in np.rint(batch * 255).astype(np.uint8):
-            top, left = (GAP + cell * index for index in divmod(place, columns))
-            grid[top : top + 28 * zoom, left : left + 28 * zoom] = image.repeat(zoom, 0).repeat(zoom, 1)
+            top, left = GAP + cell * divmod(place, columns)
+            grid[top : top + height * zoom, left : left + width * zoom] = image.repeat(zoom, 0).repeat(zoom, 1)
             place += 1
     return grid
 
@@ -68,10 +69,10 @@ def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, colu
     """Draw originals (n, 28, 28), a row of them above the row of their reconstructions (n, 28, 28); full rows only."""
     columns = min(columns, len(originals))
     pairs = [
-        np.stack([originals[start : start + columns], decoded[start : start + columns]])
+        np.concatenate([originals[start : start + columns], decoded[start : start + columns]])
         for start in range(0, len(originals) - columns + 1, columns)
     ]
-    grid = tile(np.concatenate(pairs), 2 * columns * len(pairs), columns)
+    grid = tile(pairs, (2 * columns * len(pairs), *originals.shape[1:]), columns)
     height, width = grid.shape
     figure = Figure(figsize=(8, 8 * height / width + 0.6), layout="constrained")
     axes = figure.subplots()

@@ -115,16 +115,23 @@ class Run:
         settings = self.settings
         if settings.data:
             settings.data = os.path.abspath(as_path(settings.data))  # the run may be restored from other folders
-        if self.config is None:
-            return data.hold_out(data.load(settings.dataset, settings.data), settings.validation_split, settings.seed)
-        dataset = data.load_for_run(settings.dataset, settings.data, self.config)
+        dataset = self._load_same_data() if self.config else data.load(settings.dataset, settings.data)
+        dataset = data.hold_out(dataset, settings.validation_split, settings.seed)
+        count = len(dataset.train_images)
+        if settings.batch_size > count:
+            rest = "" if dataset.validation_images is None else f", as {len(dataset.validation_images)} are held out"
+            raise UserError(f"--batch-size {settings.batch_size}: there are only {count} training images{rest}")
+        return dataset
+
+    def _load_same_data(self) -> data.Dataset:
+        """Load the images that the run began with; UserError where there are others now."""
+        dataset = data.load_for_run(self.settings.dataset, self.settings.data, self.config)
         if dataset.sha256 != self.config["dataset"]["sha256"]:
             raise UserError(
                 f"--resume: {dataset.source} holds other images than the run began with; say with --data where they are"
             )
         warning = self.config["dataset"].get("warning")  # digits still replace MNIST
-        dataset = data.replace(dataset, warning=warning if isinstance(warning, str) else None)
-        return data.hold_out(dataset, settings.validation_split, settings.seed)
+        return data.replace(dataset, warning=warning if isinstance(warning, str) else None)
 
     # Train
 
@@ -194,7 +201,7 @@ class Run:
         chosen = np.random.default_rng(seed).permutation(len(images))[:100]
         batch = Batches(images[chosen], len(chosen), seed, binarize=self.settings.binarize)[0]
         with files.replacing(self.folder / "training_images.png") as path:
-            plots.write_png(plots.tile(batch, len(chosen), 10), path)
+            plots.write_png(plots.tile(batch, batch[0].shape, 10), path)
 
     def _fields(self) -> list[str]:
         return ["epoch", *LOSSES, *(f"{self.held_out}_{name}" for name in LOSSES), "seconds", "elapsed"]
