@@ -10,15 +10,14 @@ Keras takes seconds to import, so only the builders import it: the command line 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-NORMALIZATION = {"mean": 0.1307, "variance": 0.3081**2}  # of the pixels of MNIST
+FORMER_NAMES = {"posterior": "softplus"}  # in the config.json of older runs
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network: its builder, a line about it, and its default settings."""
+    """A network: its builder, and its default settings."""
 
     build: Callable  # (image_shape, hidden_dim, latent_dim) -> (encoder, decoder), both keras.Model
-    summary: str
     epochs: int
     batch_size: int
     learning_rate: float
@@ -28,29 +27,50 @@ class Network:
     in_shards: bool = True  # whether a batch may be computed in parts (vae/fast.py)
     images_per_call: int = 1000  # images per call of Keras; small, so that Ctrl-C is quick
 
+    @property
+    def summary(self) -> str:
+        """The first line of the builder's docstring."""
+        return self.build.__doc__.splitlines()[0]
 
-def build_standard(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """The network of this project (model.py)."""
+
+NETWORKS: dict[str, Network] = {}
+
+
+def network(**defaults) -> Callable:
+    """Register a builder in NETWORKS under its own name, with its default settings."""
+
+    def register(build: Callable) -> Callable:
+        NETWORKS[build.__name__] = Network(build, **defaults)
+        return build
+
+    return register
+
+
+@network(epochs=50, batch_size=200, learning_rate=8e-3, hidden_dim=64, latent_dim=32)
+def standard(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """An LSTM reads the rows; transposed convolutions draw from 7 x 7 up to 28 x 28 (model.py)."""
     import model
 
     return model.build_encoder(image_shape, hidden_dim, latent_dim), model.build_decoder(image_shape, latent_dim)
 
 
-def build_readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """The encoder uses all outputs of the LSTM. A dense layer reads the image out of the last feature maps.
+# Not in shards: its 20 million weights outweigh the images.
+@network(
+    epochs=50, batch_size=100, learning_rate=1e-3, hidden_dim=64, latent_dim=64, in_shards=False, images_per_call=500
+)
+def readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """All outputs of the LSTM are encoded; a dense layer reads the image out of the last feature maps.
 
     Left open by the authors: the rate of dropout, here 0.25.
     """
-    from keras import Input, layers
+    from model import finish_decoder, finish_encoder, keras, layers, transposed_conv
 
-    from model import finish_decoder, finish_encoder, transposed_conv
-
-    image = Input(image_shape, name="image")
+    image = keras.Input(image_shape, name="image")
     h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(image)  # (batch, 28, hidden_dim)
     encoder = finish_encoder(image, layers.Flatten(name="flatten")(h), latent_dim)
 
     height, width = image_shape
-    z = Input((latent_dim,), name="z")
+    z = keras.Input((latent_dim,), name="z")
     h = layers.Dense(98, activation="relu", name="dense1")(z)
     h = _feature_maps(h, (height // 2, width // 2, 1), "dense2")
     for number, (filters, strides) in enumerate([(64, 1), (32, 1), (32, 2)], start=1):
@@ -60,65 +80,64 @@ def build_readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int
     return encoder, finish_decoder(z, layers.Dense(height * width, name="dense3")(h), image_shape)
 
 
-def build_softplus(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """The encoder's standard deviation is a softplus. The latent space is a plane. It was called `posterior` before.
+@network(epochs=50, batch_size=100, learning_rate=4e-3, hidden_dim=28, latent_dim=2)
+def softplus(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """A plane of two latents; the encoder's standard deviation is a softplus.
 
-    Left open by the authors: epochs, batch size and learning rate. They also trained on Gaussian pixels; that is
-    `--likelihood gaussian`.
+    It was called `posterior` before. Left open by the authors: epochs, batch size and learning rate. They also trained on
+    Gaussian pixels; that is `--likelihood gaussian`.
     """
-    from keras import Input, Model, layers, ops
+    from model import finish_decoder, keras, layers, ops
 
-    from model import finish_decoder
-
-    image = Input(image_shape, name="image")
+    image = keras.Input(image_shape, name="image")
     h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
     h = layers.Dense(200, activation="relu", name="dense1")(h)
     h = layers.Dense(200, activation="relu", name="dense2")(h)
     mean = layers.Dense(latent_dim, dtype="float32", name="mean")(h)
     scale = layers.Dense(latent_dim, activation="softplus", dtype="float32", name="scale")(h)
-    encoder = Model(image, [mean, 2.0 * ops.log(scale)], name="encoder")
+    encoder = keras.Model(image, [mean, 2.0 * ops.log(scale)], name="encoder")
 
-    z = Input((latent_dim,), name="z")
+    z = keras.Input((latent_dim,), name="z")
     h = layers.Dense(24, activation="relu", name="dense1")(z)
     return encoder, finish_decoder(z, _upsample(h, image_shape, (64, 64, 32), "dense2"), image_shape)
 
 
-def build_dense(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """The encoder uses the last output of a wide LSTM. Two dense layers decode.
+@network(epochs=30, batch_size=256, learning_rate=6e-3, hidden_dim=256, latent_dim=16, validation_split=0.3)
+def dense(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """The last output of a wide LSTM is encoded; two dense layers decode.
 
     Left open by the author: the learning rate.
     """
-    from keras import Input, layers
+    from model import finish_decoder, finish_encoder, keras, layers
 
-    from model import finish_decoder, finish_encoder
-
-    image = Input(image_shape, name="image")
+    image = keras.Input(image_shape, name="image")
     encoder = finish_encoder(image, layers.LSTM(hidden_dim, name="lstm")(image), latent_dim)
 
-    z = Input((latent_dim,), name="z")
+    z = keras.Input((latent_dim,), name="z")
     h = layers.Dense(256, activation="relu", name="dense1")(z)
     pixels = image_shape[0] * image_shape[1]
     return encoder, finish_decoder(z, layers.Dense(pixels, name="dense2")(h), image_shape)
 
 
-def build_batchnorm(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """Images are normalised. The decoder has three blocks: transposed convolution, batch norm, pooling and dropout.
+# Not in shards: it normalises over the whole batch.
+@network(epochs=50, batch_size=100, learning_rate=1e-3, hidden_dim=32, latent_dim=32, in_shards=False)
+def batchnorm(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """Normalised images; the decoder has batch normalisation, pooling and dropout.
 
-    Left open by the authors: 32 latents; a dense layer that sees all rows; 7 x 7 x 64 at the start of the decoder; 64,
-    32 and 8 filters in its blocks; average pooling over 2 x 2 with stride 1, which smooths the pattern that strides
-    leave; dropout 0.1; a last transposed convolution with a single channel.
+    The decoder has three blocks, each a transposed convolution and those three. Left open by the authors: 32
+    latents; a dense layer that sees all rows; 7 x 7 x 64 at the start of the decoder; 64, 32 and 8 filters in its
+    blocks; average pooling over 2 x 2 with stride 1, which smooths the pattern that strides leave; dropout 0.1; a last
+    transposed convolution with a single channel.
     """
-    from keras import Input, layers
+    from model import finish_decoder, finish_encoder, keras, layers, transposed_conv
 
-    from model import finish_decoder, finish_encoder, transposed_conv
-
-    image = Input(image_shape, name="image")
-    h = layers.Normalization(axis=None, **NORMALIZATION, name="normalization")(image)
+    image = keras.Input(image_shape, name="image")
+    h = layers.Normalization(axis=None, mean=0.1307, variance=0.3081**2, name="normalization")(image)  # of MNIST
     h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(h)  # (batch, 28, hidden_dim)
     h = layers.ReLU(name="relu")(layers.Flatten(name="flatten")(h))
     encoder = finish_encoder(image, layers.Dense(256, activation="relu", name="dense")(h), latent_dim)
 
-    z = Input((latent_dim,), name="z")
+    z = keras.Input((latent_dim,), name="z")
     h = _feature_maps(z, (image_shape[0] // 4, image_shape[1] // 4, 64), "dense")
     for number, (filters, size, strides) in enumerate([(64, 3, 1), (32, 4, 2), (8, 4, 2)], start=1):
         h = transposed_conv(filters, size, strides, f"tconv{number}", "relu")(h)  # 7 x 7, 14 x 14, 28 x 28
@@ -128,27 +147,26 @@ def build_batchnorm(image_shape: tuple[int, int], hidden_dim: int, latent_dim: i
     return encoder, finish_decoder(z, transposed_conv(1, 3, 1, "tconv4")(h), image_shape)
 
 
-def build_plane(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """The encoder's LSTM and a dense layer give a point of a plane. Transposed convolutions decode it.
+@network(epochs=170, batch_size=250, learning_rate=8e-3, hidden_dim=64, latent_dim=2)
+def plane(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
+    """A plane of two latents, from the last output of the LSTM and a dense layer.
 
     Left open by the authors: 64 units of the LSTM, 128 of the dense layer, 7 x 7 x 32 at the start of the decoder,
     batch size and learning rate.
     """
-    from keras import Input, layers
+    from model import finish_decoder, finish_encoder, keras, layers
 
-    from model import finish_decoder, finish_encoder
-
-    image = Input(image_shape, name="image")
+    image = keras.Input(image_shape, name="image")
     h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
     encoder = finish_encoder(image, layers.Dense(128, activation="relu", name="dense")(h), latent_dim)
 
-    z = Input((latent_dim,), name="z")
+    z = keras.Input((latent_dim,), name="z")
     return encoder, finish_decoder(z, _upsample(z, image_shape, (32, 32, 32), "dense"), image_shape)
 
 
 def _feature_maps(h, shape: tuple[int, int, int], name: str):
     """Turn vectors into feature maps (batch, *shape) by a dense layer."""
-    from keras import layers
+    from model import layers
 
     h = layers.Dense(shape[0] * shape[1] * shape[2], activation="relu", name=name)(h)
     return layers.Reshape(shape, name="reshape")(h)
@@ -162,66 +180,3 @@ def _upsample(h, image_shape: tuple[int, int], filters: tuple[int, int, int], na
     h = transposed_conv(filters[1], 3, 2, "tconv1", "relu")(h)
     h = transposed_conv(filters[2], 3, 2, "tconv2", "relu")(h)
     return transposed_conv(1, 3, 1, "tconv3")(h)
-
-
-NETWORKS = {
-    "standard": Network(
-        build_standard,
-        "an LSTM over the rows, transposed convolutions up from 7 x 7",
-        epochs=50,
-        batch_size=200,
-        learning_rate=8e-3,
-        hidden_dim=64,
-        latent_dim=32,
-    ),
-    "readout": Network(
-        build_readout,
-        "all outputs of the LSTM are encoded; a dense layer reads the image out of feature maps",
-        epochs=50,
-        batch_size=100,
-        learning_rate=1e-3,
-        hidden_dim=64,
-        latent_dim=64,
-        in_shards=False,  # its 20 million weights outweigh the images
-        images_per_call=500,
-    ),
-    "softplus": Network(
-        build_softplus,
-        "a plane of two latents, its standard deviation by softplus",
-        epochs=50,
-        batch_size=100,
-        learning_rate=4e-3,
-        hidden_dim=28,
-        latent_dim=2,
-    ),
-    "dense": Network(
-        build_dense,
-        "a wide LSTM's last output is encoded; two dense layers decode",
-        epochs=30,
-        batch_size=256,
-        learning_rate=6e-3,
-        hidden_dim=256,
-        latent_dim=16,
-        validation_split=0.3,
-    ),
-    "batchnorm": Network(
-        build_batchnorm,
-        "normalised images; the decoder has batch normalisation, pooling and dropout",
-        epochs=50,
-        batch_size=100,
-        learning_rate=1e-3,
-        hidden_dim=32,
-        latent_dim=32,
-        in_shards=False,  # it normalises over the whole batch
-    ),
-    "plane": Network(
-        build_plane,
-        "a plane of two latents, from the LSTM's last output and a dense layer",
-        epochs=170,
-        batch_size=250,
-        learning_rate=8e-3,
-        hidden_dim=64,
-        latent_dim=2,
-    ),
-}
-FORMER_NAMES = {"posterior": "softplus"}  # in the config.json of older runs
