@@ -84,8 +84,8 @@ def readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
 def softplus(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     """A plane of two latents; the encoder's standard deviation is a softplus.
 
-    It was called `posterior` before. Left open by the authors: epochs, batch size and learning rate. They also trained on
-    Gaussian pixels; that is `--likelihood gaussian`.
+    It was called `posterior` before. Left open by the authors: epochs, batch size and learning rate. They also trained
+    on Gaussian pixels; that is `--likelihood gaussian`.
     """
     from model import finish_decoder, keras, layers, ops
 
