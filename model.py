@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+LOG_2PI = math.log(2 * math.pi)
 
 def build_encoder(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int) -> keras.Model:
     """Build q(z|x): images (n, 28, 28) in [0, 1] -> [mean, log_var], each (n, latent_dim)."""
@@ -82,9 +83,56 @@ def reconstruction_loss(images, logits, variance: float | None = None):
     return ops.sum(nats, axis=(1, 2))
 
 
-def kl_loss(mean, log_var):
-    """Return KL(q(z|x) || N(0, I)) for mean and log_var (n, D): (n,), in nats per image (Kingma & Welling, app. B)."""
-    return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - log_var - 1.0, axis=1)
+class NormalPrior(layers.Layer):
+    """p(z) = N(0, I), with nothing to learn."""
+
+    def log_prob(self, z):
+        """Return log p(z) for latent vectors (n, D): (n,)."""
+        return -0.5 * ops.sum(ops.square(z) + LOG_2PI, axis=1)
+
+    def kl_loss(self, mean, log_var, z):
+        """Return KL(q(z|x) || p(z)) for mean and log_var (n, D): (n,), in nats per image (Kingma & Welling, app. B)."""
+        return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - log_var - 1.0, axis=1)
+
+
+class MixturePrior(layers.Layer):
+    """p(z) = sum_m w_m N(z; mean_m, covariance_m): M Gaussians, learned together with the network.
+
+    N(0, I) has room for images that are no digits; this prior learns where the codes of digits are. A Gaussian is stored
+    as its mean and a lower-triangular matrix F with inverse(covariance) = F^T F. The diagonal of F is stored as its log.
+    """
+
+    def __init__(self, components: int, latent_dim: int):
+        super().__init__(name="prior", dtype="float32")
+        self.logits = self.add_weight((components,), "zeros", name="logits")
+        self.means = self.add_weight((components, latent_dim), keras.initializers.RandomNormal(stddev=1.0), name="means")
+        self.triangles = self.add_weight((components, latent_dim, latent_dim), "zeros", name="triangles")
+
+    def log_prob(self, z):
+        """Return log p(z) for latent vectors (n, D): (n,)."""
+        log_diagonals = ops.diagonal(self.triangles, axis1=1, axis2=2)  # (M, D)
+        factors = self._factors()
+        whitened = ops.einsum("nj,mij->nmi", z, factors) - ops.einsum("mj,mij->mi", self.means, factors)  # (n, M, D)
+        log_normals = ops.sum(log_diagonals - 0.5 * LOG_2PI, axis=1) - 0.5 * ops.sum(ops.square(whitened), axis=2)
+        return ops.logsumexp(ops.log_softmax(self.logits) + log_normals, axis=1)
+
+    def kl_loss(self, mean, log_var, z):
+        """Estimate KL(q(z|x) || p(z)) from one sample z (n, D) of q: (n,), in nats per image.
+
+        E[log q(z|x)] has a closed form; E[log p(z)] is estimated by log p(z).
+        """
+        return -0.5 * ops.sum(log_var + 1.0 + LOG_2PI, axis=1) - self.log_prob(z)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return the weights (M,), the means (M, D) and the Cholesky factors of the covariances (M, D, D)."""
+        factors = np.linalg.inv(ops.convert_to_numpy(self._factors()).astype(np.float64))
+        weights, means = (ops.convert_to_numpy(x) for x in (ops.softmax(self.logits), self.means))
+        return {"weights": weights, "means": means, "factors": np.tril(factors).astype(np.float32)}
+
+    def _factors(self):
+        """Return the matrices F (M, D, D)."""
+        identity = ops.eye(self.means.shape[1])
+        return ops.tril(self.triangles, -1) + identity * ops.exp(self.triangles * identity)
 
 
 def importance_weighted_loss(log_weights):
@@ -96,7 +144,7 @@ def importance_weighted_loss(log_weights):
 
 
 class VAE(keras.Model):
-    """An encoder and a decoder, trained together by the negative ELBO.
+    """An encoder, a decoder and a prior, trained together by the negative ELBO.
 
     `fit` and `evaluate` report three losses: general (the negative ELBO), reconstruction and KL. Each is a mean over
     all images seen, in nats per image. `beta` multiplies the KL in the gradient only (Higgins et al., beta-VAE, 2017):
@@ -104,15 +152,15 @@ class VAE(keras.Model):
     tighter importance-weighted bound (Burda et al., Importance Weighted Autoencoders, 2016).
     """
 
-    def __init__(self, encoder, decoder, beta: float = 1.0, variance: float | None = None, importance_samples: int = 1):
+    def __init__(self, halves, prior, beta: float = 1.0, variance: float | None = None, importance_samples: int = 1):
         super().__init__(name="vae", dtype="float32")
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder, self.decoder = halves
+        self.prior = prior
         self.beta = beta
         self.variance = variance
         self.importance_samples = importance_samples
         self.noise = keras.random.SeedGenerator(0)
-        self.decode_logits = logits_of(decoder)
+        self.decode_logits = logits_of(self.decoder)
         self._means = [keras.metrics.Mean(name) for name in ("general_loss", "reconstruction_loss", "kl_loss")]
 
     @property
@@ -132,19 +180,12 @@ class VAE(keras.Model):
         z = means + ops.exp(0.5 * log_vars) * epsilon  # (n * K, D), Kingma & Welling, equation 4
         logits = self.decode_logits(z, training=training)
         reconstruction = reconstruction_loss(targets, logits, self.variance)
-        log_ratio = 0.5 * ops.sum(ops.square(epsilon) + log_vars - ops.square(z), axis=1)  # (2 pi)^(-D/2) cancels
-        per_sample = [ops.reshape(nats, (-1, samples)) for nats in (reconstruction, log_ratio)]
-        return logits, per_sample[0], kl_loss(mean, log_var), per_sample[1]
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Return the loss that is minimised, from what `call` returned: a mean over the batch, in nats per image."""
-        _, per_sample, kl, log_ratio = y_pred
-        reconstruction = ops.mean(per_sample, axis=1)
-        for metric, value in zip(self._means, (reconstruction + kl, reconstruction, kl), strict=True):
-            metric.update_state(value)
-        if self.importance_samples > 1:
-            return ops.mean(importance_weighted_loss(log_ratio - per_sample))
-        return ops.mean(reconstruction + self.beta * kl)
+        log_prior = self.prior.log_prob(z)
+        if samples == 1:  # the gradient of log q(z|x) through mean and log_var is 0 on average, but noisy: leave it out
+            means, log_vars = ops.stop_gradient(means), ops.stop_gradient(log_vars)  # (Roeder et al., 2017)
+        log_posterior = -0.5 * ops.sum(ops.square(z - means) * ops.exp(-log_vars) + log_vars + LOG_2PI, axis=1)
+        per_sample = [ops.reshape(nats, (-1, samples)) for nats in (reconstruction, log_prior - log_posterior)]
+        return logits, per_sample[0], self.prior.kl_loss(mean, log_var, z[:: samples]), per_sample[1]
 
     def reconstruct(self, images):
         """Decode one posterior sample of each image (n, 28, 28): pixel probabilities (n, 28, 28), a NumPy array."""
