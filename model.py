@@ -90,7 +90,7 @@ class NormalPrior(layers.Layer):
         """Return log p(z) for latent vectors (n, D): (n,)."""
         return -0.5 * ops.sum(ops.square(z) + LOG_2PI, axis=1)
 
-    def kl_loss(self, mean, log_var, z):
+    def kl_loss(self, mean, log_var, log_prior):
         """Return KL(q(z|x) || p(z)) for mean and log_var (n, D): (n,), in nats per image (Kingma & Welling, app. B)."""
         return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - log_var - 1.0, axis=1)
 
@@ -116,12 +116,12 @@ class MixturePrior(layers.Layer):
         log_normals = ops.sum(log_diagonals - 0.5 * LOG_2PI, axis=1) - 0.5 * ops.sum(ops.square(whitened), axis=2)
         return ops.logsumexp(ops.log_softmax(self.logits) + log_normals, axis=1)
 
-    def kl_loss(self, mean, log_var, z):
-        """Estimate KL(q(z|x) || p(z)) from one sample z (n, D) of q: (n,), in nats per image.
+    def kl_loss(self, mean, log_var, log_prior):
+        """Estimate KL(q(z|x) || p(z)) from log p(z) at samples z of q, (n,): (n,), in nats per image.
 
-        E[log q(z|x)] has a closed form; E[log p(z)] is estimated by log p(z).
+        The other part, E[log q(z|x)], has a closed form.
         """
-        return -0.5 * ops.sum(log_var + 1.0 + LOG_2PI, axis=1) - self.log_prob(z)
+        return -0.5 * ops.sum(log_var + 1.0 + LOG_2PI, axis=1) - log_prior
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the weights (M,), the means (M, D) and the Cholesky factors of the covariances (M, D, D)."""
@@ -181,11 +181,24 @@ class VAE(keras.Model):
         logits = self.decode_logits(z, training=training)
         reconstruction = reconstruction_loss(targets, logits, self.variance)
         log_prior = self.prior.log_prob(z)
-        if samples == 1:  # the gradient of log q(z|x) through mean and log_var is 0 on average, but noisy: leave it out
-            means, log_vars = ops.stop_gradient(means), ops.stop_gradient(log_vars)  # (Roeder et al., 2017)
+        if samples == 1:  # "Sticking the landing": this part of the gradient is 0 on average, and noise (Roeder, 2017)
+            means, log_vars = ops.stop_gradient(means), ops.stop_gradient(log_vars)
         log_posterior = -0.5 * ops.sum(ops.square(z - means) * ops.exp(-log_vars) + log_vars + LOG_2PI, axis=1)
-        per_sample = [ops.reshape(nats, (-1, samples)) for nats in (reconstruction, log_prior - log_posterior)]
-        return logits, per_sample[0], self.prior.kl_loss(mean, log_var, z[:: samples]), per_sample[1]
+        terms = (reconstruction, log_prior, log_prior - log_posterior)
+        reconstruction, log_prior, log_ratio = (ops.reshape(nats, (-1, samples)) for nats in terms)
+        return logits, reconstruction, self.prior.kl_loss(mean, log_var, ops.mean(log_prior, axis=1)), log_ratio
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return the loss that is minimised, from what `call` returned: a mean over the batch, in nats per image."""
+        _, per_sample, kl, log_ratio = y_pred
+        reconstruction = ops.mean(per_sample, axis=1)
+        for metric, value in zip(self._means, (reconstruction + kl, reconstruction, kl), strict=True):
+            metric.update_state(value)
+        if self.importance_samples > 1:
+            return ops.mean(importance_weighted_loss(log_ratio - per_sample))
+        if isinstance(self.prior, NormalPrior):  # its KL has a closed form
+            return ops.mean(reconstruction + self.beta * kl)
+        return ops.mean(per_sample - self.beta * log_ratio)
 
     def reconstruct(self, images):
         """Decode one posterior sample of each image (n, 28, 28): pixel probabilities (n, 28, 28), a NumPy array."""

@@ -31,7 +31,7 @@ class FastVAE(VAE):
     """
 
     def __init__(self, vae: VAE, shards: int):
-        super().__init__(vae.encoder, vae.decoder, vae.beta, vae.variance, vae.importance_samples)
+        super().__init__((vae.encoder, vae.decoder), vae.prior, vae.beta, vae.variance, vae.importance_samples)
         self.shards = shards
         self.decode_logits = _with_faster_layers(self.decode_logits)
 

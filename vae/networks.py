@@ -24,6 +24,7 @@ class Network:
     hidden_dim: int
     latent_dim: int
     validation_split: float = 0.0
+    prior: str = "normal"
     in_shards: bool = True  # whether a batch may be computed in parts (vae/fast.py)
     images_per_call: int = 1000  # images per call of Keras; small, so that Ctrl-C is quick
 
@@ -46,7 +47,7 @@ def network(**defaults) -> Callable:
     return register
 
 
-@network(epochs=50, batch_size=200, learning_rate=8e-3, hidden_dim=64, latent_dim=32)
+@network(epochs=50, batch_size=200, learning_rate=8e-3, hidden_dim=64, latent_dim=32, prior="mixture")
 def standard(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     """An LSTM reads the rows; transposed convolutions draw from 7 x 7 up to 28 x 28 (model.py)."""
     import model

@@ -14,6 +14,7 @@ from vae.networks import FORMER_NAMES, NETWORKS, Network
 from vae.terminal import UserError, non_negative_number, number, positive_integer, positive_number, seed
 
 DATASETS = ("mnist", "fashion-mnist", "digits")
+PRIORS = ("mixture", "normal")
 LIKELIHOODS = ("bernoulli", "gaussian")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FURTHER = ("epochs", "importance_samples")  # what may change when a finished run is trained further
@@ -46,6 +47,7 @@ class Setting:
 
 
 layer_size = number(int, "a whole number from 1 to 1024", 1, 1024)  # fits any memory, whoever wrote the config.json
+component_count = number(int, "a whole number from 1 to 1000", 1, 1000)
 sample_count = number(int, "a whole number from 1 to 100", 1, 100)  # each takes the memory of a batch
 share = number(float, "a number from 0 to below 1", 0, 1 - 2**-53)
 pixel_variance = number(float, "a number from 0.000001 to 1000", 1e-6, 1e3)  # float32 can hold the densities
@@ -77,6 +79,18 @@ SETTINGS = (
     ),
     Setting("latent_dim", None, "latent dimensions, up to 1024", layer_size),
     Setting("hidden_dim", None, "units of the LSTM, up to 1024", layer_size),
+    Setting(
+        "prior",
+        None,
+        "p(z): a mixture of Gaussians that is learned together with the network, or N(0, I)",
+        choices=PRIORS,
+    ),
+    Setting(
+        "components",
+        None,
+        "Gaussians in a learned prior, up to 1000 (default: 300, but one for 50 training images at most)",
+        component_count,
+    ),
     Setting("beta", 1.0, "weight of the KL in training; the losses shown are unweighted", non_negative_number),
     Setting(
         "importance_samples",
@@ -120,7 +134,7 @@ def _describe_default(setting: Setting) -> str:
         return ""
     if setting.default is not None:
         return f" (default: {setting.default})"
-    values = [f"{getattr(network, setting.name):g} for {name}" for name, network in NETWORKS.items()]
+    values = [f"{getattr(network, setting.name)} for {name}" for name, network in NETWORKS.items()]
     return f" (default: {', '.join(values)})"
 
 
@@ -137,6 +151,7 @@ def read_settings(config: dict, path: Path) -> Namespace:
     found = dict(config["settings"])
     if isinstance(found.get("network"), str):
         found["network"] = FORMER_NAMES.get(found["network"], found["network"])
+    found.setdefault("prior", "normal")  # what older runs have
     for setting in SETTINGS:
         if not setting.allows(value := found.get(setting.name, setting.default)):
             raise UserError(f"{path}: {setting.name} cannot be {value!r:.50}; choose another run")
