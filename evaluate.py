@@ -72,40 +72,61 @@ def main(arguments: list[str] | None = None) -> None:
     count = f"{len(dataset.test_images):,} test images of {dataset.name} ({dataset.source})"
     print(f"-> {count}, {pixels} pixels", file=say, flush=True)
 
-    measured, mean, kl = measure(encoder, decoder, dataset.test_images, options)
+    measured, posterior = measure(run, (encoder, decoder), dataset, options)
     if options.figures:
         title = f"{run.settings.network} on {dataset.name}"
-        draw(Path(options.figures), mean, kl, dataset.test_labels, title)
+        draw(Path(options.figures), posterior, dataset.test_labels, title)
     if options.json:
-        print(json.dumps(measured | {"images": len(mean), "checkpoint": str(run.folder)}))
+        print(json.dumps(measured | {"images": len(posterior.mean), "checkpoint": str(run.folder)}))
     else:
         print(report.format_metrics(measured))
 
 
 def measure(
-    encoder, decoder, images: np.ndarray, options: argparse.Namespace
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Return every metric by name, the posterior means (n, D), and the KL of each image and dimension (n, D).
+    run: Run, halves: tuple, dataset: data.Dataset, options: argparse.Namespace
+) -> tuple[dict[str, float], metrics.Posterior]:
+    """Return every metric by name, and the images with their posteriors.
 
-    The three losses are means over all images (n, H, W), with one posterior sample each.
+    The three losses are means over all test images, with one posterior sample each.
     """
-    from tqdm import tqdm
-
     import model
     from vae.batches import Batches
 
-    batches = Batches(images, BATCH, options.seed, binarize=options.binarize)
+    encoder, decoder = halves
+    latent_dim = decoder.input_shape[1]  # an older run has a mixture to draw from, but was trained with N(0, I)
+    prior = run.load_prior(latent_dim) if run.settings.prior == "mixture" else sampling.make_normal(latent_dim)
+    batches = Batches(dataset.test_images, BATCH, options.seed, binarize=options.binarize)
     pixels = np.concatenate([batches[index][0] for index in range(len(batches))])
-    mean, log_var = encoder.predict(pixels, batch_size=BATCH, verbose=0)
+    posterior = metrics.Posterior(pixels, *encoder.predict(pixels, batch_size=BATCH, verbose=0))
     log_likelihood = model.log_likelihood_of(decoder, options.variance)
-    z = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
+    z = sampling.draw_codes(posterior.mean, posterior.log_var, np.random.default_rng(options.seed))
     reconstruction = -log_likelihood.predict([pixels, z], batch_size=BATCH, verbose=0)
-    kl = 0.5 * (mean**2 + np.exp(log_var) - log_var - 1)  # (n, D)
-    general = reconstruction + kl.sum(axis=1)
+    kl = metrics.kl_loss(posterior, z, prior)
+    nll = estimate_likelihood(posterior, log_likelihood, prior, options)
+    measured = {
+        "general_loss": metrics.mean(reconstruction + kl),
+        "reconstruction_loss": metrics.mean(reconstruction),
+        "kl_loss": metrics.mean(kl),
+        "standard_error": metrics.standard_error(reconstruction + kl),
+        "nll": metrics.mean(nll),
+        "nll_standard_error": metrics.standard_error(nll),
+        "nll_images": len(nll),
+        "importance_samples": options.importance_samples,
+        "active_units": metrics.active_units(posterior.mean),
+        "latent_dim": posterior.mean.shape[1],
+        "label_accuracy": metrics.label_accuracy(prior, posterior.mean, dataset.test_labels),
+        "parameters": encoder.count_params() + decoder.count_params() + prior.count_params(),
+        "irreducible_loss": metrics.irreducible_loss(pixels, options.variance),
+    }
+    return measured, posterior
+
+
+def estimate_likelihood(posterior: metrics.Posterior, log_likelihood, prior, options: argparse.Namespace) -> np.ndarray:
+    """Estimate -log p(x) of some images, drawn at random: (n,), in nats. A progress bar is shown on a terminal."""
+    from tqdm import tqdm
 
     # The first test images of MNIST are easier than the rest, by 1.2 nats for the first 1,000.
-    chosen = np.random.default_rng(options.seed).permutation(len(images))[: options.images]
-    posterior = metrics.Posterior(pixels[chosen], mean[chosen], log_var[chosen])
+    chosen = np.random.default_rng(options.seed).permutation(len(posterior.mean))[: options.images]
     samples = options.importance_samples
     with tqdm(total=len(chosen) * samples, unit=" z", leave=False, disable=None) as bar:
 
@@ -113,31 +134,17 @@ def measure(
             bar.update(len(z))
             return log_likelihood.predict_on_batch([x, z])
 
-        nll = metrics.negative_log_likelihood(posterior, decode, samples, options.seed)
-    measured = {
-        "general_loss": metrics.mean(general),
-        "reconstruction_loss": metrics.mean(reconstruction),
-        "kl_loss": metrics.mean(kl.sum(axis=1)),
-        "standard_error": metrics.standard_error(general),
-        "nll": metrics.mean(nll),
-        "nll_standard_error": metrics.standard_error(nll),
-        "nll_images": len(nll),
-        "importance_samples": samples,
-        "active_units": metrics.active_units(mean),
-        "latent_dim": mean.shape[1],
-        "parameters": encoder.count_params() + decoder.count_params(),
-        "irreducible_loss": metrics.irreducible_loss(pixels, options.variance),
-    }
-    return measured, mean, kl
+        return metrics.negative_log_likelihood(posterior.part(chosen), decode, prior, samples, options.seed)
 
 
-def draw(folder: Path, mean: np.ndarray, kl: np.ndarray, labels: np.ndarray | None, title: str) -> None:
+def draw(folder: Path, posterior: metrics.Posterior, labels: np.ndarray | None, title: str) -> None:
     """Write the figures of the latent space."""
     from vae import plots
 
+    information = metrics.information_per_dimension(posterior)
     figures = {
-        "latent_means.png": plots.latent_means(mean, labels, f"{title}: latent means of test images"),
-        "kl_per_dimension.png": plots.kl_per_dimension(kl.mean(axis=0), f"{title}: KL per dimension"),
+        "latent_means.png": plots.latent_means(posterior.mean, labels, f"{title}: latent means of test images"),
+        "latent_dimensions.png": plots.latent_dimensions(information, f"{title}: what each latent dimension tells"),
     }
     for name, figure in figures.items():
         with files.replacing(folder / name) as path:

@@ -37,12 +37,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--count", type=positive_integer, metavar="N", help="digits to draw (default: 100)")
     add("--columns", type=positive_integer, metavar="N", help="digits in a row (default: as many as rows)")
     add(
-        "--sampler",
-        choices=("prior", "mixture"),
-        help="where latent vectors come from: N(0, I), or the mixture fitted to the training images "
-        "(default: mixture, where the run has one)",
-    )
-    add(
         "--digit",
         type=read_digits,
         metavar="D",
@@ -52,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--scale",
         type=terminal.non_negative_number,
         default=1.0,
-        help="multiplies the deviation from the sampler's mean: below 1 plainer digits, above 1 stranger (default: 1)",
+        help="multiplies the distance to the mean of a Gaussian of the prior: below 1 plainer digits, above 1 stranger (default: 1)",
     )
     add(
         "--seed", type=terminal.seed, help="a whole number that fixes the draw (default: a fresh one, which is printed)"
@@ -66,8 +60,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     instead.add_argument(
         "--manifold",
         action="store_true",
-        help="the latent plane instead, decoded over the prior's quantiles: of a 2-D latent, or of the two most active "
-        "dimensions (default: off)",
+        help="the latent plane instead, decoded over the prior's quantiles: the two latent dimensions, or the two most "
+        "active ones (default: off)",
     )
     instead.add_argument(
         "--reconstruct",
@@ -101,8 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         if path is not None:
             check_place(flag, Path(path))
     run = Run.find(options.checkpoint)
-    prior = None if options.source else run.load_prior()
-    check(options, prior)
+    check(options)
     options.seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     if options.source:
         picture = pick(run.load_reconstructions(), options)
@@ -110,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         terminal.import_keras()
         decoder = run.load_decoder()
         report.print_decoder(decoder)
-        picture = reconstruct(run, decoder, options) if options.reconstruct else plan(prior, decoder, options)
+        picture = (reconstruct if options.reconstruct else plan)(run, decoder, options)
     print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {run.folder}")
     print(f"-> Generation is started. ({picture.title}, seed {options.seed})", flush=True)
     write(picture, options)
@@ -124,52 +117,40 @@ def check_place(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
 
 
-def check(options: argparse.Namespace, prior: dict | None) -> None:
-    """Refuse flags that contradict each other or the run."""
-    if options.source and (options.sampler or options.digit):
-        raise UserError("--from: reconstructions are drawn as they are; leave --sampler and --digit out")
-    if prior is None and options.sampler == "mixture":
-        raise UserError("--sampler mixture: this run has no prior.npz with a mixture; draw from the prior")
+def check(options: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other."""
+    if options.source and options.digit:
+        raise UserError("--from: reconstructions are drawn as they are; leave --digit out")
     if (options.data or options.dataset) and not options.reconstruct:
         raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
-    if options.digit is not None:
-        check_digit(options, options.sampler == "prior" or prior is None)
-
-
-def check_digit(options: argparse.Namespace, is_normal: bool) -> None:
-    """Refuse --digit where the picture or the prior knows no digits."""
-    if is_normal:
-        raise UserError("--digit: N(0, I) knows no digits, only a run's mixture does; draw without --digit")
-    if options.interpolate or options.manifold or options.reconstruct:
+    if options.digit and (options.interpolate or options.manifold or options.reconstruct):
         raise UserError("--digit: it goes with plain drawing only; leave it, or the other picture, out")
-    if len(options.digit) > 1 and options.count and options.columns:
+    if len(options.digit or ()) > 1 and options.count and options.columns:
         raise UserError("--columns: each of several digits has a row of --columns; leave it, or --count, out")
 
 
-def plan(prior: dict | None, decoder, options: argparse.Namespace) -> Picture:
+def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
     """Draw latent vectors (n, D) of the picture that was asked for, in batches, and decode them."""
     rng = np.random.default_rng(options.seed)
     latent_dim = decoder.input_shape[1]
-    is_normal = prior is None or options.sampler == "prior"
-    mixture = sampling.make_normal(latent_dim) if is_normal else sampling.read_mixture(prior, latent_dim)
-    source = f"from {'the prior N(0, I)' if is_normal else 'the mixture fitted to the training images'}"
-    source += f", scale {options.scale:g}"
+    prior = run.load_prior(latent_dim)
+    source = f"from {'N(0, I)' if len(prior.weights) == 1 else 'the learned prior'}, scale {options.scale:g}"
     count = options.count or 100
     columns = options.columns or math.ceil(math.sqrt(count))
     if options.manifold:
         side = math.ceil(math.sqrt(count))
-        vectors = iter([sampling.plane(side, latent_dim, sampling.find_most_active(prior, latent_dim))])
+        vectors = iter([sampling.plane(prior, side, run.find_most_active(latent_dim), rng)])
         return decode("the latent plane", decoder, vectors, (side * side, side))
     if options.interpolate:
         rows = math.ceil(count / columns)
-        ends = [mixture.draw(rng, rows, options.scale) for _ in range(2)]
-        walks = iter(sampling.walk(*ends, columns))  # a row at a time
+        ends = [prior.draw(rng, rows, options.scale) for _ in range(2)]
+        walks = iter(sampling.walk(prior, *ends, columns))  # a row at a time
         return decode(f"walks between digits {source}", decoder, walks, (rows * columns, columns))
     digits = options.digit or (None,)
     if len(digits) > 1:  # a row of each
         count = columns = options.columns or math.ceil(count / len(digits))
     vectors = (
-        mixture.draw(rng, n, options.scale) if digit is None else mixture.draw_label(rng, n, options.scale, digit)
+        prior.draw(rng, n, options.scale) if digit is None else prior.draw_label(rng, n, options.scale, digit)
         for digit in digits
         for n in split_count(count)
     )

@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> dict:
 def build_vae(options: Namespace, dataset: Dataset):
     """Build and compile the VAE that the settings describe."""
     keras = terminal.import_keras()
-    from model import VAE
+    from model import VAE, MixturePrior, NormalPrior
     from vae import fast
 
     keras.utils.set_random_seed(options.seed)  # the weights at the start
@@ -63,8 +63,10 @@ def build_vae(options: Namespace, dataset: Dataset):
     if options.deterministic and keras.backend.backend() == "tensorflow":
         importlib.import_module("tensorflow").config.experimental.enable_op_determinism()
     network = settings.NETWORKS[options.network]
-    encoder, decoder = network.build(dataset.image_shape, options.hidden_dim, options.latent_dim)
-    vae = VAE(encoder, decoder, options.beta, settings.variance_of(options), options.importance_samples)
+    halves = network.build(dataset.image_shape, options.hidden_dim, options.latent_dim)  # encoder and decoder
+    mixture = options.prior == "mixture"
+    prior = MixturePrior(options.components, options.latent_dim) if mixture else NormalPrior()
+    vae = VAE(halves, prior, options.beta, settings.variance_of(options), options.importance_samples)
     vae = fast.speed_up(vae, network.in_shards and options.batch_size >= fast.SMALLEST_BATCH)
 
     # The learning rate rises to its peak in a short warm-up and falls back to 0 along a cosine.
@@ -126,11 +128,11 @@ def finish(vae, dataset: Dataset, run: Run) -> dict[str, float]:
     from vae import plots, sampling
 
     options = run.settings
-    print("-> A mixture is fitted to the latent codes.", flush=True)
     mean, log_var = vae.encoder.predict(make_batches(dataset.train_images, options), verbose=0)
-    codes = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
-    mixture = sampling.fit(codes, dataset.train_labels, options.seed)
-    run.save_prior(vars(mixture) | {"activity": mean.var(axis=0)})
+    if options.prior == "mixture" and dataset.train_labels is not None:
+        mixture = sampling.read_mixture(vae.prior.to_arrays(), options.latent_dim)
+        codes = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
+        run.save_prior(vars(sampling.learn_labels(mixture, codes, dataset.train_labels)))
     if options.save_reconstructions:
         save_reconstructions(vae, dataset.train_images, run)
     vae.reseed(options.seed, options.epochs)
@@ -141,7 +143,8 @@ def finish(vae, dataset: Dataset, run: Run) -> dict[str, float]:
         "reconstructions.png", plots.reconstructions(images, vae.reconstruct(images), f"{title}: test images")
     )
     losses = run.test_losses or vae.evaluate(make_batches(dataset.test_images, options), verbose=0, return_dict=True)
-    return run.finish({name: round(float(losses[name]), 4) for name in LOSSES})
+    activity = [round(float(variance), 6) for variance in mean.var(axis=0)]  # of each latent dimension
+    return run.finish({name: round(float(losses[name]), 4) for name in LOSSES}, activity)
 
 
 def save_reconstructions(vae, images, run: Run) -> None:

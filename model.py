@@ -12,6 +12,7 @@ from keras import layers, ops
 
 LOG_2PI = math.log(2 * math.pi)
 
+
 def build_encoder(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int) -> keras.Model:
     """Build q(z|x): images (n, 28, 28) in [0, 1] -> [mean, log_var], each (n, latent_dim)."""
     image = keras.Input(image_shape, name="image")
@@ -86,6 +87,10 @@ def reconstruction_loss(images, logits, variance: float | None = None):
 class NormalPrior(layers.Layer):
     """p(z) = N(0, I), with nothing to learn."""
 
+    def __init__(self):
+        super().__init__(name="prior", dtype="float32")
+        self.built = True
+
     def log_prob(self, z):
         """Return log p(z) for latent vectors (n, D): (n,)."""
         return -0.5 * ops.sum(ops.square(z) + LOG_2PI, axis=1)
@@ -98,15 +103,18 @@ class NormalPrior(layers.Layer):
 class MixturePrior(layers.Layer):
     """p(z) = sum_m w_m N(z; mean_m, covariance_m): M Gaussians, learned together with the network.
 
-    N(0, I) has room for images that are no digits; this prior learns where the codes of digits are. A Gaussian is stored
-    as its mean and a lower-triangular matrix F with inverse(covariance) = F^T F. The diagonal of F is stored as its log.
+    N(0, I) has room for images that are no digits; this prior learns where the codes of digits are. A Gaussian is
+    stored as its mean and a lower-triangular matrix F, the diagonal of F as its log: inverse(covariance) = F^T F.
     """
 
     def __init__(self, components: int, latent_dim: int):
         super().__init__(name="prior", dtype="float32")
         self.logits = self.add_weight((components,), "zeros", name="logits")
-        self.means = self.add_weight((components, latent_dim), keras.initializers.RandomNormal(stddev=1.0), name="means")
+        self.means = self.add_weight(
+            (components, latent_dim), keras.initializers.RandomNormal(stddev=1.0), name="means"
+        )
         self.triangles = self.add_weight((components, latent_dim, latent_dim), "zeros", name="triangles")
+        self.built = True
 
     def log_prob(self, z):
         """Return log p(z) for latent vectors (n, D): (n,)."""

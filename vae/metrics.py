@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vae.sampling import LOG_2PI, Mixture
+
 DECODED_AT_ONCE = 500  # latent vectors in one call of log p(x|z)
 ACTIVE = 0.01  # a latent dimension is active where its posterior mean has a larger variance over the data
 
@@ -28,6 +30,7 @@ class Posterior:
 def negative_log_likelihood(
     posterior: Posterior,
     log_likelihood: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    prior: Mixture,
     samples: int,
     seed: int,
 ) -> np.ndarray:
@@ -44,20 +47,48 @@ def negative_log_likelihood(
         chosen = slice(start, start + images_at_once)
         for first in range(0, samples, DECODED_AT_ONCE):
             count = min(DECODED_AT_ONCE, samples - first)
-            weights = _log_weights(posterior.part(chosen), log_likelihood, count, rng)
+            part = posterior.part(chosen)
+            epsilon = rng.standard_normal((len(part.mean), count, part.mean.shape[1]), np.float32)
+            weights = _log_weights(part, log_likelihood, prior, epsilon)
             log_sums[chosen] = np.logaddexp(log_sums[chosen], np.logaddexp.reduce(weights, axis=1))
     return np.log(samples) - log_sums
 
 
-def _log_weights(posterior: Posterior, log_likelihood: Callable, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return log p(x|z) + log p(z) - log q(z|x) for `count` samples z of each image: (n, count) float64."""
-    mean, log_var = posterior.mean[:, None], posterior.log_var[:, None]  # (n, 1, D)
-    epsilon = rng.standard_normal((len(mean), count, mean.shape[2]), np.float32)
-    z = mean + np.exp(0.5 * log_var) * epsilon  # (n, count, D)
-    conditional = log_likelihood(np.repeat(posterior.images, count, axis=0), z.reshape(-1, mean.shape[2]))
-    # Both normal densities have the factor (2 pi)^(-D/2), which cancels in their ratio.
-    squares = np.square(epsilon, dtype=np.float64) + log_var - np.square(z, dtype=np.float64)
-    return np.asarray(conditional, np.float64).reshape(len(mean), count) + 0.5 * squares.sum(axis=2)
+def _log_weights(posterior: Posterior, log_likelihood: Callable, prior: Mixture, epsilon: np.ndarray) -> np.ndarray:
+    """Return log p(x|z) + log p(z) - log q(z|x) for z = mean + exp(log_var / 2) * epsilon (n, K, D): (n, K) float64."""
+    log_var = posterior.log_var[:, None]  # (n, 1, D)
+    z = (posterior.mean[:, None] + np.exp(0.5 * log_var) * epsilon).reshape(-1, epsilon.shape[2])  # (n * K, D)
+    conditional = log_likelihood(np.repeat(posterior.images, epsilon.shape[1], axis=0), z)
+    log_posterior = -0.5 * np.sum(np.square(epsilon, dtype=np.float64) + log_var + LOG_2PI, axis=2)  # (n, K)
+    return (np.asarray(conditional, np.float64) + prior.log_prob(z)).reshape(log_posterior.shape) - log_posterior
+
+
+def kl_loss(posterior: Posterior, z: np.ndarray, prior: Mixture) -> np.ndarray:
+    """Return the KL(q(z|x) || p(z)) of each image: (n,), in nats.
+
+    For N(0, I) it has a closed form. For a mixture E[log p(z)] is estimated from one sample z (n, D) of q.
+    """
+    mean, log_var = posterior.mean, posterior.log_var
+    if len(prior.weights) == 1:
+        return 0.5 * np.sum(mean**2 + np.exp(log_var) - log_var - 1, axis=1)
+    return -0.5 * np.sum(log_var + 1 + LOG_2PI, axis=1) - prior.log_prob(z)
+
+
+def information_per_dimension(posterior: Posterior) -> np.ndarray:
+    """Return how many nats each latent dimension tells of an image: (D,).
+
+    It is the mean KL from q(z_d|x) to a Gaussian with the mean and the variance of all codes in that dimension: an upper
+    bound on the mutual information (Hoffman & Johnson, ELBO surgery, 2016), whatever the prior.
+    """
+    variance = posterior.mean.var(axis=0) + np.exp(posterior.log_var).mean(axis=0)  # of all codes
+    return 0.5 * (np.log(variance) - posterior.log_var.mean(axis=0))
+
+
+def label_accuracy(prior: Mixture, z: np.ndarray, labels: np.ndarray | None) -> float | None:
+    """Return how often argmax p(label | z) is the label (n,) at latent vectors z (n, D); None without labels."""
+    if labels is None or not len(prior.labels):
+        return None
+    return float(np.mean(prior.labels[prior.label_probabilities(z).argmax(axis=1)] == labels))
 
 
 def active_units(mean: np.ndarray) -> int:

@@ -131,13 +131,13 @@ def _plane(mean: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1]))), names
 
 
-def kl_per_dimension(kl: np.ndarray, title: str) -> Figure:
-    """Draw the mean KL of each latent dimension (D,), largest first, in nats per image."""
+def latent_dimensions(information: np.ndarray, title: str) -> Figure:
+    """Draw how many nats each latent dimension (D,) tells of an image, largest first."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    order = np.argsort(-kl)
-    axes.bar(range(len(kl)), kl[order], color="0.35")
-    axes.set_xticks(range(len(kl)), order, size=8 if len(kl) <= 40 else 5)
-    axes.set(title=f"{title} ({kl.sum():.2f} in all)", xlabel="latent dimension", ylabel="nats per image")
+    order = np.argsort(-information)
+    axes.bar(range(len(order)), information[order], color="0.35")
+    axes.set_xticks(range(len(order)), order, size=8 if len(order) <= 40 else 5)
+    axes.set(title=title, xlabel="latent dimension", ylabel="nats per image")
     axes.grid(alpha=0.3, axis="y")
     return figure

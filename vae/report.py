@@ -48,6 +48,7 @@ def print_banner(settings: Namespace, dataset: Dataset, vae) -> None:
         "latent_dim": settings.latent_dim,
         "epoch_number": settings.epochs,
         "learning_rate": settings.learning_rate,
+        "prior": "N(0, I)" if settings.prior == "normal" else f"mixture of {settings.components} Gaussians, learned",
         "beta": settings.beta,
         "importance_samples": settings.importance_samples,
         "likelihood": settings.likelihood + ("" if variance is None else f" (variance {variance:g})"),
@@ -56,7 +57,7 @@ def print_banner(settings: Namespace, dataset: Dataset, vae) -> None:
         "deterministic": settings.deterministic,
         "seed": settings.seed,
         "device": f"{', '.join(find_devices())} ({os.cpu_count()} cores, {keras.backend.backend()})",
-        "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
+        "parameters": sum(part.count_params() for part in (vae.encoder, vae.decoder, vae.prior)),
     }
     rule = "=" * 60
     print(rule, *(f"{name} =  {value}" for name, value in lines.items()), rule, sep="\n")
@@ -111,5 +112,7 @@ def format_metrics(metrics: dict[str, float]) -> str:
         "Active units": f"{metrics['active_units']} of {metrics['latent_dim']} latent dimensions",
         "Parameters": f"{metrics['parameters']:,}",
     }
+    if metrics["label_accuracy"] is not None:
+        lines["Labels"] = f"{metrics['label_accuracy']:.2%} right, by p(label | z); training sees no label"
     width = max(map(len, lines)) + 1
     return "\n".join(f"{label + ':':{width}} {text}" for label, text in lines.items())

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from vae import data, files
-from vae.settings import FURTHER, check, complete, flag, read_settings
+from vae import data, files, sampling
+from vae.settings import FURTHER, check, complete, fit_defaults, flag, read_settings
 from vae.terminal import UserError, as_path, shown
 
 FORMAT = 1  # of the folder; raised when an older program can no longer read a newer folder
@@ -54,6 +54,7 @@ class Run:
         self.folder = folder
         self.config = config
         self.rows: list[dict] = []
+        self.given: dict = {}  # the flags of a new run
 
     # Create and find
 
@@ -64,7 +65,9 @@ class Run:
         if settings.name is not None:
             _check_name(settings.name, settings.overwrite)
         check(settings)
-        return cls(settings)
+        run = cls(settings)
+        run.given = given
+        return run
 
     @classmethod
     def find(cls, path: str | None, flag: str = "--checkpoint") -> "Run":
@@ -118,6 +121,8 @@ class Run:
         dataset = self._load_same_data() if self.config else data.load(settings.dataset, settings.data)
         dataset = data.hold_out(dataset, settings.validation_split, settings.seed)
         count = len(dataset.train_images)
+        if self.config is None:
+            fit_defaults(settings, self.given, count)
         if settings.batch_size > count:
             rest = "" if dataset.validation_images is None else f", as {len(dataset.validation_images)} are held out"
             raise UserError(f"--batch-size {settings.batch_size}: there are only {count} training images{rest}")
@@ -171,8 +176,8 @@ class Run:
 
     def save_prior(self, arrays: dict[str, np.ndarray]) -> None:
         """Write prior.npz: plain arrays."""
-        with files.replacing(self.folder / "prior.npz") as path, open(path, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        with files.replacing(self.folder / "prior.npz") as path:
+            _write_arrays(path, arrays)
 
     def save_figure(self, name: str, figure) -> None:
         """Write a figure of Matplotlib into the run's folder."""
@@ -186,9 +191,9 @@ class Run:
             return None
         return {name: self.rows[-1][f"test_{name}"] for name in LOSSES}
 
-    def finish(self, losses: dict[str, float]) -> dict[str, float]:
-        """Record the losses on the test images and the time of the end; return the losses."""
-        self.config |= {"epochs_done": len(self.rows), "test": losses, "finished": _now()}
+    def finish(self, losses: dict[str, float], activity: list[float]) -> dict[str, float]:
+        """Record the losses on the test images, the variance of each latent mean, and the time of the end."""
+        self.config |= {"epochs_done": len(self.rows), "test": losses, "activity": activity, "finished": _now()}
         self._write_config()
         return losses
 
@@ -222,10 +227,12 @@ class Run:
             encoder, decoder, history = (
                 stack.enter_context(files.replacing(self.folder / name)) for name in EPOCH_FILES[:3]
             )
+            if self.settings.prior == "mixture":
+                prior = stack.enter_context(files.replacing(self.folder / "prior.npz"))
+                _write_arrays(prior, vae.prior.to_arrays())
             stack.enter_context(_removing_afterwards([self.folder / name for name in FINAL_FILES]))
             config, state = (stack.enter_context(files.replacing(self.folder / name)) for name in EPOCH_FILES[3:])
-            with open(state, "wb") as file:
-                np.savez(file, **self._training_state(vae))
+            _write_arrays(state, self._training_state(vae))
             vae.encoder.save(encoder)
             vae.decoder.save(decoder)
             with open(history, "w", newline="") as file:
@@ -302,13 +309,26 @@ class Run:
         """Load the decoder: latent vectors (n, D) -> pixel probabilities (n, H, W)."""
         return files.load_model(self.folder / "decoder.keras", (None,), [(None, None)])
 
-    def load_prior(self) -> dict[str, np.ndarray] | None:
-        """Load the arrays of prior.npz, or return None where the run has none."""
-        arrays = files.read_arrays(self.folder / "prior.npz", "remove it to draw from N(0, I)")
-        if arrays is not None and "classes" in arrays:  # an older run: each component has one class
+    def load_prior(self, latent_dim: int) -> sampling.Mixture:
+        """Load the prior that latent vectors of this run are drawn from."""
+        path = self.folder / "prior.npz"
+        arrays = files.read_arrays(path, "choose another run")
+        if arrays is None and self.settings.prior == "mixture":
+            raise UserError(f"{path} is missing, and the run cannot do without it; choose another run")
+        if arrays is None:
+            return sampling.make_normal(latent_dim)
+        if "classes" in arrays:  # an older run: the mixture was fitted after training, some Gaussians for each class
             labels = np.unique(arrays["classes"])
-            arrays |= {"labels": labels, "class_shares": (arrays.pop("classes")[:, None] == labels).astype(np.float32)}
-        return arrays
+            arrays |= {"labels": labels, "class_shares": (arrays["classes"].reshape(-1, 1) == labels).astype(float)}
+        return sampling.read_mixture(arrays, latent_dim)
+
+    def find_most_active(self, latent_dim: int) -> tuple[int, int]:
+        """Return the two latent dimensions whose posterior means vary most."""
+        activity = self.config.get("activity", [1.0] * latent_dim)  # older runs do not say
+        if latent_dim < 2 or np.shape(activity) != (latent_dim,):
+            raise UserError(f"--manifold: {self.folder} has {latent_dim} latent dimensions, and a plane needs two")
+        first, second = sorted(range(latent_dim), key=lambda index: -activity[index])[:2]
+        return first, second
 
     def load_reconstructions(self) -> np.ndarray:
         """Load the reconstructions of the training images (n, H, W), bytes; UserError where the run has none."""
@@ -373,14 +393,19 @@ def _describe(settings: Namespace, vae, dataset: data.Dataset, earlier: dict | N
         "run": (earlier or {}).get("run") or secrets.token_hex(8),  # the training state must be of the same run
         "backend": backend,
         "versions": versions | {backend: sys.modules[backend].__version__},
-        "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
+        "parameters": sum(part.count_params() for part in (vae.encoder, vae.decoder, vae.prior)),
         "epochs_done": 0,
         "finished": None,
     }
 
 
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
 def _variables(vae) -> list:
-    return [*vae.encoder.weights, *vae.decoder.weights, *vae.optimizer.variables]
+    return [*vae.encoder.weights, *vae.decoder.weights, *vae.prior.weights, *vae.optimizer.variables]
 
 
 def _to_numpy(variable) -> np.ndarray:

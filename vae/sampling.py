@@ -1,32 +1,34 @@
-"""Where latent vectors come from: the prior, a mixture fitted to the codes of the training images, walks and planes.
+"""Latent vectors from a run's prior: at random, of one label, along walks, on a plane; and what it knows of labels."""
 
-A third of the images drawn from N(0, I) are no digits, because the codes of real digits (the aggregate posterior) fill
-only part of it (Hoffman & Johnson, ELBO surgery, 2016). A mixture of Gaussians fitted to the codes is closer to them.
-"""
-
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from vae.terminal import UserError
 
-HELD_OUT = 0.1  # share of the codes that the number of components is chosen by
-COMPONENTS = (1, 2, 4, 8, 16)  # numbers of components to try, for each class
-MAX_COMPONENTS = 10**3  # of a mixture that is read: each takes memory for each vector that is drawn
+MAX_COMPONENTS = 1000  # of a prior that is read: each takes memory for each latent vector
+AT_ONCE = 1000  # latent vectors whose densities are computed together
 SURE = 0.9  # the least p(label | z) of a vector that is drawn for a label
 ROUNDS = 10  # how often unsure vectors are drawn again; where classes overlap, none would ever be sure
+NEIGHBOURS = 20  # a walk may go from each Gaussian to so many others
+LOG_2PI = np.log(2 * np.pi)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of M Gaussians over D latent dimensions, and what it knows of C labels."""
+    """A prior of M Gaussians over D latent dimensions, and what it knows of C labels. N(0, I) has M = 1."""
 
     weights: np.ndarray  # (M,), sums to 1
     means: np.ndarray  # (M, D)
     factors: np.ndarray  # (M, D, D), Cholesky factors of the covariances
     labels: np.ndarray  # (C,); empty where the images have no labels
     class_shares: np.ndarray  # (M, C), p(label | component)
+
+    def count_params(self) -> int:
+        """Return the number of parameters that training learns: none for N(0, I)."""
+        count, size = self.means.shape
+        return 0 if count == 1 else count * (1 + size + size * (size + 1) // 2)
 
     def draw(self, rng: np.random.Generator, count: int, scale: float, weights: np.ndarray | None = None) -> np.ndarray:
         """Draw latent vectors (count, D), float32. `scale` multiplies their distance to the component's mean."""
@@ -38,17 +40,17 @@ class Mixture:
     def draw_label(self, rng: np.random.Generator, count: int, scale: float, label: int) -> np.ndarray:
         """Draw latent vectors (count, D) from p(z | label), again where p(label | z) is below 0.9.
 
-        Raises UserError where the mixture does not know the label.
+        Raises UserError where the prior does not know the label.
         """
-        column = self.labels == label
-        if not column.any():
+        column = np.flatnonzero(self.labels == label)
+        if not len(column):
             known = f"knows only {', '.join(map(str, self.labels[:20]))}" if len(self.labels) else "has no labels"
-            raise UserError(f"--digit {label}: this run {known}; draw without --digit")
-        weights = self.weights * self.class_shares[:, column][:, 0]
+            raise UserError(f"--digit {label}: the prior of this run {known}; draw without --digit")
+        weights = self.weights * self.class_shares[:, column[0]]
         z = self.draw(rng, count, scale, weights)
         unsure = np.arange(count)
         for _ in range(ROUNDS):
-            unsure = unsure[self.label_probabilities(z[unsure])[:, column][:, 0] < SURE]
+            unsure = unsure[self.label_probabilities(z[unsure])[:, column[0]] < SURE]
             if not len(unsure):
                 break
             z[unsure] = self.draw(rng, len(unsure), scale, weights)
@@ -60,17 +62,38 @@ class Mixture:
 
     def responsibilities(self, z: np.ndarray) -> np.ndarray:
         """Return p(component | z) for latent vectors (n, D): (n, M), by Bayes' rule."""
-        inverses = np.linalg.inv(self.factors.astype(np.float64))
-        whitened = np.einsum("mij,nmj->nmi", inverses, z[:, None] - self.means, optimize=True)
-        log_volumes = np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(axis=1)  # (M,)
-        with np.errstate(divide="ignore"):  # a weight of 0 has the logarithm -inf, and so no share
-            logs = np.log(self.weights) - log_volumes - 0.5 * np.sum(whitened**2, axis=2)  # (n, M)
+        logs = self._log_joint(z)
         shares = np.exp(logs - logs.max(axis=1, keepdims=True))
         return shares / shares.sum(axis=1, keepdims=True)
 
+    def log_prob(self, z: np.ndarray) -> np.ndarray:
+        """Return log p(z) for latent vectors (n, D): (n,)."""
+        return np.logaddexp.reduce(self._log_joint(z), axis=1)
+
+    def _log_joint(self, z: np.ndarray) -> np.ndarray:
+        """Return log w_m + log N(z; mean_m, covariance_m) for latent vectors (n, D): (n, M)."""
+        parts = [self._log_joint_of_few(z[start : start + AT_ONCE]) for start in range(0, len(z), AT_ONCE)]
+        return np.concatenate([*parts, np.empty((0, len(self.weights)))])
+
+    def _log_joint_of_few(self, z: np.ndarray) -> np.ndarray:
+        inverses, offsets, constants = self._densities
+        whitened = (z.astype(np.float32) @ inverses).reshape(len(z), *offsets.shape) - offsets  # (n, M, D)
+        return constants - 0.5 * np.einsum("nmi,nmi->nm", whitened, whitened)
+
+    @cached_property
+    def _densities(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what each density needs: the inverse factors (D, M D), each times its mean (M, D), constants (M,)."""
+        inverses = np.linalg.inv(self.factors.astype(np.float64))
+        offsets = np.einsum("mij,mj->mi", inverses, self.means)
+        log_volumes = np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(axis=1)
+        with np.errstate(divide="ignore"):  # a weight of 0 has the logarithm -inf, and so no share
+            constants = np.log(self.weights) - log_volumes - 0.5 * self.means.shape[1] * LOG_2PI
+        flat = np.moveaxis(inverses, 2, 0).reshape(self.means.shape[1], -1)
+        return flat.astype(np.float32), offsets.astype(np.float32), constants
+
 
 def make_normal(latent_dim: int) -> Mixture:
-    """Return N(0, I) as a mixture of one component, without labels."""
+    """Return N(0, I) as a mixture of one Gaussian, without labels."""
     mean, factor = np.zeros(latent_dim, np.float32), np.eye(latent_dim, dtype=np.float32)
     return Mixture(np.ones(1, np.float32), mean[None], factor[None], np.empty(0, int), np.empty((1, 0), np.float32))
 
@@ -80,84 +103,92 @@ def draw_codes(mean: np.ndarray, log_var: np.ndarray, rng: np.random.Generator) 
     return mean + np.exp(0.5 * log_var) * rng.standard_normal(mean.shape, np.float32)
 
 
-def fit(codes: np.ndarray, labels: np.ndarray | None, seed: int) -> Mixture:
-    """Fit a mixture to codes (n, D): one for each label (n,), weighted by its share, or one for all.
+def learn_labels(prior: Mixture, codes: np.ndarray, labels: np.ndarray) -> Mixture:
+    """Return the prior with p(label | component), read off the codes (n, D) of images with these labels (n,).
 
-    Each has the number of components that gives held-out codes the highest likelihood.
+    Each code counts for each Gaussian as much as p(component | code) says. A Gaussian without codes has the shares of
+    the whole set.
     """
-    classes = np.zeros(len(codes), int) if labels is None else labels.astype(int)
-    parts = []
-    for label in np.unique(classes):
-        own = codes[classes == label]
-        weights, means, factors = _fit_class(own, seed)
-        parts.append((weights * len(own) / len(codes), means, factors, np.full(len(weights), label)))
-    weights, means, factors, of_class = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    known = np.unique(classes)[: None if labels is not None else 0]
-    shares = (of_class[:, None] == known).astype(np.float32)
-    return Mixture(weights.astype(np.float32), means.astype(np.float32), factors.astype(np.float32), known, shares)
-
-
-def _fit_class(codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from sklearn.mixture import GaussianMixture
-
-    if len(codes) == 1:  # nothing can be fitted to a single code; take the spread of N(0, I)
-        return np.ones(1), codes, np.eye(codes.shape[1])[None]
-    order = np.random.default_rng(seed).permutation(len(codes))
-    held_out, rest = np.split(codes[order], [round(HELD_OUT * len(codes))])
-    best, best_score = None, -np.inf
-    for components in COMPONENTS:
-        if components > 1 and len(rest) < 4 * components * codes.shape[1]:
-            break
-        mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed).fit(rest if len(held_out) else codes)
-        score = mixture.score(held_out) if len(held_out) else 0.0
-        if score <= best_score:
-            break  # more components only fit the other codes more closely
-        best, best_score = mixture, score
-    return best.weights_, best.means_, np.linalg.cholesky(best.covariances_)
+    known, column = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(prior.weights), len(known)))
+    for start in range(0, len(codes), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        np.add.at(counts.T, column[part], prior.responsibilities(codes[part]))
+    counts += 1e-6 * np.bincount(column) / len(codes)
+    return replace(prior, labels=known, class_shares=(counts / counts.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
 def read_mixture(arrays: dict[str, np.ndarray], latent_dim: int) -> Mixture:
-    """Return the mixture in the arrays of prior.npz; UserError where they are not one for this decoder."""
-    if len(arrays.get("weights", ())) > MAX_COMPONENTS:
-        raise UserError(f"prior.npz: it has more than {MAX_COMPONENTS:,} components; draw with --sampler prior")
+    """Return the prior in the arrays of prior.npz; UserError where they are not one for this decoder."""
+    count = arrays["weights"].size if "weights" in arrays else 0
+    no_labels = {"labels": np.empty(0, int), "class_shares": np.empty((count, 0))}  # before the end of training
     try:
         with np.errstate(over="ignore"):  # what becomes infinite is found below
-            floats = [arrays[name].astype(np.float32) for name in ("weights", "means", "factors", "class_shares")]
-        mixture = Mixture(*floats[:3], arrays["labels"], floats[3])
-        count, classes = mixture.class_shares.shape
-    except (KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"prior.npz: it lacks the array {error}; draw with --sampler prior") from None
+            prior = Mixture(**{name: (no_labels | arrays)[name] for name in Mixture.__dataclass_fields__})
+            floats = {name: array.astype(np.float32) for name, array in vars(prior).items() if name != "labels"}
+    except KeyError as error:
+        raise UserError(f"prior.npz: it lacks the array {error}; choose another run") from None
+    prior = replace(prior, **floats)
+    classes = prior.labels.size
     shapes = [(count,), (count, latent_dim), (count, latent_dim, latent_dim), (classes,), (count, classes)]
-    fits = count and all(array.shape == shape for array, shape in zip(vars(mixture).values(), shapes, strict=True))
-    if not fits or not all(np.isfinite(array).all() for array in floats) or not _is_sound(mixture):
-        raise UserError("prior.npz: it holds no mixture for this decoder; draw with --sampler prior")
-    return mixture
+    fits = 0 < count <= MAX_COMPONENTS and [array.shape for array in vars(prior).values()] == shapes
+    if not fits or not all(np.isfinite(array).all() for array in floats.values()) or not _is_sound(prior):
+        raise UserError("prior.npz: it holds no prior for this decoder; choose another run")
+    return prior
 
 
-def _is_sound(mixture: Mixture) -> bool:
+def _is_sound(prior: Mixture) -> bool:
     """Whether weights and shares are probabilities, and the factors lower-triangular with a positive diagonal."""
-    diagonals = np.diagonal(mixture.factors, axis1=1, axis2=2)
-    sums = [mixture.weights.sum(dtype=np.float64), *mixture.class_shares.sum(axis=1)[: len(mixture.labels) and None]]
-    positive = mixture.weights.min() >= 0 and (mixture.class_shares >= 0).all() and diagonals.min() > 1e-6
-    return bool(positive and np.allclose(sums, 1, atol=1e-3) and not np.triu(mixture.factors, 1).any())
+    diagonals = np.diagonal(prior.factors, axis1=1, axis2=2)
+    sums = [prior.weights.sum(dtype=np.float64), *prior.class_shares.sum(axis=1)[: None if prior.labels.size else 0]]
+    positive = prior.weights.min() >= 0 and (prior.class_shares >= 0).all() and diagonals.min() > 1e-6
+    return bool(positive and np.allclose(sums, 1, atol=1e-3) and not np.triu(prior.factors, 1).any())
 
 
-def find_most_active(arrays: dict[str, np.ndarray] | None, latent_dim: int) -> tuple[int, int]:
-    """Return the two dimensions whose posterior means vary most, from the arrays of prior.npz."""
-    if latent_dim == 2:
-        return 0, 1
-    if arrays is None or arrays.get("activity", np.empty(0)).shape != (latent_dim,) or latent_dim < 2:
-        raise UserError("--manifold: this run has no prior.npz that says which dimensions are active; train it again")
-    first, second = np.argsort(-arrays["activity"])[:2]
-    return int(first), int(second)
+def walk(prior: Mixture, starts: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
+    """Walk from each start (n, D) to its end (n, D): (n, steps, D), float32.
 
-
-def walk(starts: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
-    """Walk from each start (n, D) to its end (n, D) along the sphere: (n, steps, D), float32.
-
-    Spherical interpolation (Shoemake, 1985; for latent spaces White, 2016). A straight line would pass nearer to the
-    origin than any draw from N(0, I) of many dimensions.
+    In N(0, I) the way is an arc around the origin. In a mixture it goes from Gaussian to Gaussian, so that it crosses
+    no region without mass: it is the shortest path, where a step costs more the lower the density.
     """
+    if len(prior.weights) == 1:
+        return _walk_arc(starts, ends, steps)
+    from scipy.sparse.csgraph import dijkstra
+
+    ways = []
+    for start, end in zip(starts, ends, strict=True):
+        nodes = np.concatenate([[start, end], prior.means[prior.weights > 0.1 / len(prior.weights)]])
+        _, before = dijkstra(_measure_steps(prior, nodes), indices=0, directed=False, return_predecessors=True)
+        way = [1]
+        while way[-1] != 0:
+            way.append(before[way[-1]])
+        ways.append(_space_evenly(nodes[way[::-1]], steps))
+    return np.stack(ways)
+
+
+def _measure_steps(prior: Mixture, nodes: np.ndarray) -> np.ndarray:
+    """Return the costs of steps between nodes (n, D), (n, n): the length over the density along it; 0 is no step."""
+    lengths = np.linalg.norm(nodes[:, None] - nodes, axis=2)
+    near = np.argsort(lengths, axis=1)[:, 1 : NEIGHBOURS + 1]
+    begin = np.repeat(np.arange(len(nodes)), near.shape[1])
+    end = near.ravel()
+    densities = [prior.log_prob((1 - t) * nodes[begin] + t * nodes[end]) for t in (0.25, 0.5, 0.75)]
+    costs = np.exp((prior.log_prob(nodes).max() - np.mean(densities, axis=0)) / nodes.shape[1])
+    steps = np.zeros_like(lengths)
+    steps[begin, end] = lengths[begin, end] * costs
+    return np.maximum(steps, steps.T)
+
+
+def _space_evenly(corners: np.ndarray, steps: int) -> np.ndarray:
+    """Return points at equal distances along the line through the corners (n, D): (steps, D)."""
+    lengths = np.linalg.norm(np.diff(corners, axis=0), axis=1)
+    along = np.concatenate([[0], np.cumsum(lengths)])
+    wanted = np.linspace(0, along[-1], steps)
+    return np.stack([np.interp(wanted, along, values) for values in corners.T], axis=1).astype(np.float32)
+
+
+def _walk_arc(starts: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
+    """Walk along the sphere (Shoemake, 1985; for latent spaces White, 2016): (n, steps, D)."""
     lengths = np.linalg.norm(starts, axis=1), np.linalg.norm(ends, axis=1)
     cosine = np.sum(starts * ends, axis=1) / np.maximum(lengths[0] * lengths[1], 1e-12)
     angle = np.arccos(np.clip(cosine, -1, 1))[:, None]  # (n, 1)
@@ -169,13 +200,19 @@ def walk(starts: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
     return (of_start * starts[:, None] + of_end * ends[:, None]).astype(np.float32)
 
 
-def plane(side: int, latent_dim: int, axes: tuple[int, int]) -> np.ndarray:
-    """Return a square of side x side latent vectors over two axes, at the quantiles of N(0, 1): (side * side, D).
+def plane(prior: Mixture, side: int, axes: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Return a square of side x side latent vectors over two axes, at the prior's own quantiles: (side * side, D).
 
-    Rows run down the second axis, columns along the first; the other dimensions are 0 (Kingma & Welling, figure 4).
+    Rows run down the second axis, columns along the first (Kingma & Welling, figure 4). The other dimensions have their
+    mean given the two, in the Gaussian that most likely has this place; in N(0, I) that is 0.
     """
-    quantiles = np.array([NormalDist().inv_cdf((index + 0.5) / side) for index in range(side)])
-    z = np.zeros((side, side, latent_dim), np.float32)
-    z[:, :, axes[0]] = quantiles[None, :]
-    z[:, :, axes[1]] = -quantiles[:, None]
-    return z.reshape(-1, latent_dim)
+    draws = prior.draw(rng, 10_000, 1.0)[:, axes]
+    across, down = np.quantile(draws, (np.arange(side) + 0.5) / side, axis=0).T
+    places = np.stack([np.tile(across, side), np.repeat(down[::-1], side)], axis=1)  # (side * side, 2)
+    covariances = prior.factors @ np.swapaxes(prior.factors, 1, 2)
+    ix = np.ix_(range(len(prior.weights)), axes, axes)
+    part = Mixture(prior.weights, prior.means[:, axes], np.linalg.cholesky(covariances[ix]), *[prior.labels] * 2)
+    best = part.responsibilities(places).argmax(axis=1)
+    gains = covariances[:, :, axes] @ np.linalg.inv(covariances[ix])  # (M, D, 2)
+    offsets = places - part.means[best]
+    return (prior.means[best] + np.einsum("nij,nj->ni", gains[best], offsets)).astype(np.float32)

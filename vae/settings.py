@@ -5,6 +5,7 @@ It imports nothing heavy, so that a command line answers at once.
 
 import argparse
 import importlib.util
+import math
 from argparse import Namespace
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
@@ -17,6 +18,9 @@ DATASETS = ("mnist", "fashion-mnist", "digits")
 PRIORS = ("mixture", "normal")
 LIKELIHOODS = ("bernoulli", "gaussian")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+LEAST_BATCHES = 30  # in an epoch, by default
+LEAST_STEPS = 1500  # in a run, by default
+MOST_COMPONENTS, IMAGES_PER_COMPONENT = 300, 50  # by default
 FURTHER = ("epochs", "importance_samples")  # what may change when a finished run is trained further
 
 
@@ -144,6 +148,21 @@ def complete(given: dict) -> Namespace:
     own = {field.name: getattr(network, field.name) for field in fields(Network)}
     defaults = {setting.name: own.get(setting.name, setting.default) for setting in SETTINGS}
     return Namespace(**defaults | {name: given[name] for name in defaults if given.get(name) is not None})
+
+
+def fit_defaults(settings: Namespace, given: dict, count: int) -> None:
+    """Adapt the defaults to a set of so many training images; what was given stays.
+
+    A small set has smaller batches and more epochs, so that it is trained for enough steps, and fewer Gaussians, so
+    that the learned prior does not memorise it.
+    """
+    if "batch_size" not in given:
+        settings.batch_size = min(settings.batch_size, max(1, count // LEAST_BATCHES))
+    if "epochs" not in given:
+        steps = max(1, count // settings.batch_size)
+        settings.epochs = max(settings.epochs, math.ceil(LEAST_STEPS / steps))
+    if settings.prior == "mixture" and settings.components is None:
+        settings.components = min(MOST_COMPONENTS, max(1, count // IMAGES_PER_COMPONENT))
 
 
 def read_settings(config: dict, path: Path) -> Namespace:
