@@ -16,6 +16,7 @@ from vae.settings import DATASETS
 from vae.terminal import UserError, positive_integer
 
 BATCH = 500  # latent vectors to decode at once: enough to use all cores, small enough for their caches
+SHOWN = 400  # images in the picture where --arrays has them all; viewers refuse a picture of 100,000
 
 
 @dataclass
@@ -46,12 +47,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--scale",
         type=terminal.non_negative_number,
         default=1.0,
-        help="multiplies the distance to the mean of a Gaussian of the prior: below 1 plainer digits, above 1 stranger (default: 1)",
+        help="multiplies the distance to the mean of a Gaussian of the prior: below 1 plainer digits, above 1 stranger "
+        "(default: 1)",
     )
     add(
         "--seed", type=terminal.seed, help="a whole number that fixes the draw (default: a fresh one, which is printed)"
     )
-    add("--output", default="generated_images.png", metavar="PNG", help="the picture (default: generated_images.png)")
+    add(
+        "--output",
+        default="generated_images.png",
+        metavar="FILE",
+        help="the picture, .png, .jpg or .pdf (default: generated_images.png)",
+    )
     add("--arrays", metavar="NPZ", help="the images too: key 'images', (n, H, W), float32 in [0, 1] (default: none)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -91,9 +98,13 @@ def read_digits(text: str) -> tuple[int, ...]:
 def main(arguments: list[str] | None = None) -> None:
     """Command line -> decoder -> latent vectors -> images -> grid."""
     options = parse(arguments)
-    for flag, path in (("--output", options.output), ("--arrays", options.arrays)):
-        if path is not None:
-            check_place(flag, Path(path))
+    options.output = check_place("--output", options.output)
+    if options.output.suffix.lower() not in find_picture_types():
+        raise UserError(
+            f"--output {options.output}: pictures of this kind cannot be written; choose .png, .jpg or .pdf"
+        )
+    if options.arrays is not None:
+        options.arrays = check_place("--arrays", options.arrays)
     run = Run.find(options.checkpoint)
     check(options)
     options.seed = secrets.randbelow(2**32) if options.seed is None else options.seed
@@ -109,12 +120,21 @@ def main(arguments: list[str] | None = None) -> None:
     write(picture, options)
 
 
-def check_place(flag: str, path: Path) -> None:
-    """Refuse a place where no file can be written."""
+def find_picture_types() -> set[str]:
+    """Return the endings of the names of pictures that Pillow can write."""
+    from PIL import Image
+
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+
+
+def check_place(flag: str, text: str) -> Path:
+    """Return the path of a file to write; UserError where none can be written."""
+    path = terminal.as_path(text)
     if not path.resolve().parent.is_dir():
         raise UserError(f"{flag} {path}: no such folder; make it first")
     if path.is_dir():
         raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
+    return path
 
 
 def check(options: argparse.Namespace) -> None:
@@ -134,7 +154,7 @@ def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
     rng = np.random.default_rng(options.seed)
     latent_dim = decoder.input_shape[1]
     prior = run.load_prior(latent_dim)
-    source = f"from {'N(0, I)' if len(prior.weights) == 1 else 'the learned prior'}, scale {options.scale:g}"
+    source = f"from {'N(0, I)' if prior.is_normal else 'the learned prior'}, scale {options.scale:g}"
     count = options.count or 100
     columns = options.columns or math.ceil(math.sqrt(count))
     if options.manifold:
@@ -218,10 +238,12 @@ def write(picture: Picture, options: argparse.Namespace) -> None:
             files.write_images(path, picture.shape, "<f4", zipfile.ZIP_STORED) as add,  # floats hardly shrink
         ):
             saved = (batch for batch in picture.batches if add(batch))
-            grid = plots.tile(saved, picture.shape, picture.columns)
+            shown = min(picture.shape[0], SHOWN)
+            columns = picture.columns if shown == picture.shape[0] else options.columns or math.isqrt(SHOWN)
+            grid = plots.tile(saved, (shown, *picture.shape[1:]), columns)
         print(f"-> Images are saved as arrays in {options.arrays}")
     with files.replacing(options.output) as path:
-        plots.write_png(grid, path)
+        plots.write_picture(grid, path)
     print(f"-> Generated images are saved in {options.output}")
 
 

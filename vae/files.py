@@ -4,6 +4,7 @@ Every file is written beside its place, under a name that begins with a dot, and
 is read is executed, and no file takes more memory than the limits below.
 """
 
+import errno
 import io
 import json
 import os
@@ -37,21 +38,22 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.parent / f".{os.getpid()}-{path.name}"
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
+        with open(temporary, "rb+") as file, suppress(OSError):  # some file systems cannot
             os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the folder"
         reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}); free space or choose another place") from error
+        raise UserError(f"{path} cannot be written ({reason}); {remedy}, or choose another place") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    if os.name == "posix":
+    """Make the names in a folder survive a power cut, where the file system can."""
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -68,14 +70,14 @@ def remove_temporary_files(folder: Path) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON object as text."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> object:
     """Read a JSON file; UserError where it cannot be read, or is not JSON."""
     try:
         _check_plain(path, LARGEST_TEXT)
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); choose another run") from error
     except (ValueError, RecursionError):

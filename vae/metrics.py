@@ -69,7 +69,7 @@ def kl_loss(posterior: Posterior, z: np.ndarray, prior: Mixture) -> np.ndarray:
     For N(0, I) it has a closed form. For a mixture E[log p(z)] is estimated from one sample z (n, D) of q.
     """
     mean, log_var = posterior.mean, posterior.log_var
-    if len(prior.weights) == 1:
+    if prior.is_normal:
         return 0.5 * np.sum(mean**2 + np.exp(log_var) - log_var - 1, axis=1)
     return -0.5 * np.sum(log_var + 1 + LOG_2PI, axis=1) - prior.log_prob(z)
 
@@ -77,8 +77,8 @@ def kl_loss(posterior: Posterior, z: np.ndarray, prior: Mixture) -> np.ndarray:
 def information_per_dimension(posterior: Posterior) -> np.ndarray:
     """Return how many nats each latent dimension tells of an image: (D,).
 
-    It is the mean KL from q(z_d|x) to a Gaussian with the mean and the variance of all codes in that dimension: an upper
-    bound on the mutual information (Hoffman & Johnson, ELBO surgery, 2016), whatever the prior.
+    It is the mean KL from q(z_d|x) to a Gaussian with the mean and the variance of all codes in that dimension: an
+    upper bound on the mutual information (Hoffman & Johnson, ELBO surgery, 2016), whatever the prior.
     """
     variance = posterior.mean.var(axis=0) + np.exp(posterior.log_var).mean(axis=0)  # of all codes
     return 0.5 * (np.log(variance) - posterior.log_var.mean(axis=0))

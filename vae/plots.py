@@ -1,20 +1,23 @@
 """Every figure. Functions draw and return; the script decides where the result is written."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
 GAP = 2  # pixels of black between digits
 
 
 def tile(batches: Iterable[np.ndarray], shape: tuple[int, int, int], columns: int) -> np.ndarray:
     """Lay images of that shape (n, H, W), which come in batches in [0, 1], on a grid (height, width) of bytes.
 
-    Each pixel is drawn as a square of up to 3 x 3, so that a digit is clear; large grids are drawn smaller.
+    There may be more images than n; the rest is not shown. Each pixel is drawn as a square of up to 3 x 3, so that a digit is clear; large grids are drawn smaller.
     """
     count, height, width = shape
     columns = min(columns, count)
@@ -24,16 +27,16 @@ def tile(batches: Iterable[np.ndarray], shape: tuple[int, int, int], columns: in
     grid = np.zeros([rows, columns] * cell + GAP, np.uint8)
     place = 0
     for batch in batches:
-        for image in np.rint(batch * 255).astype(np.uint8):
+        for image in np.rint(batch * 255).astype(np.uint8)[: count - place]:
             top, left = GAP + cell * divmod(place, columns)
             grid[top : top + height * zoom, left : left + width * zoom] = image.repeat(zoom, 0).repeat(zoom, 1)
             place += 1
     return grid
 
 
-def write_png(grid: np.ndarray, path) -> None:
-    """Write a grid (height, width) of bytes as a grey PNG, pixel for pixel."""
-    Image.fromarray(grid).save(path, format="PNG", optimize=grid.size < 10**7)
+def write_picture(grid: np.ndarray, path: Path) -> None:
+    """Write a grid (height, width) of bytes as a grey picture, of the kind that the name says."""
+    Image.fromarray(grid).save(path, optimize=grid.size < 10**7)
 
 
 def loss_curves(rows: list[dict], title: str) -> Figure:

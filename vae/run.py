@@ -180,9 +180,12 @@ class Run:
             _write_arrays(path, arrays)
 
     def save_figure(self, name: str, figure) -> None:
-        """Write a figure of Matplotlib into the run's folder."""
-        with files.replacing(self.folder / name) as path:
-            figure.savefig(path, dpi=120, bbox_inches="tight")
+        """Write a figure of Matplotlib into the run's folder. A run is finished even if that fails."""
+        try:
+            with files.replacing(self.folder / name) as path:
+                figure.savefig(path, dpi=120, bbox_inches="tight")
+        except Exception as error:
+            print(f"-> {name} could not be drawn: {error!s:.200}", file=sys.stderr)
 
     @property
     def test_losses(self) -> dict[str, float] | None:
@@ -206,7 +209,7 @@ class Run:
         chosen = np.random.default_rng(seed).permutation(len(images))[:100]
         batch = Batches(images[chosen], len(chosen), seed, binarize=self.settings.binarize)[0]
         with files.replacing(self.folder / "training_images.png") as path:
-            plots.write_png(plots.tile(batch, batch[0].shape, 10), path)
+            plots.write_picture(plots.tile(batch, batch[0].shape, 10), path)
 
     def _fields(self) -> list[str]:
         return ["epoch", *LOSSES, *(f"{self.held_out}_{name}" for name in LOSSES), "seconds", "elapsed"]

@@ -25,10 +25,19 @@ class Mixture:
     labels: np.ndarray  # (C,); empty where the images have no labels
     class_shares: np.ndarray  # (M, C), p(label | component)
 
+    @property
+    def is_normal(self) -> bool:
+        """Whether this is N(0, I)."""
+        return (
+            len(self.weights) == 1
+            and not self.means.any()
+            and np.array_equal(self.factors[0], np.eye(*self.factors[0].shape))
+        )
+
     def count_params(self) -> int:
         """Return the number of parameters that training learns: none for N(0, I)."""
         count, size = self.means.shape
-        return 0 if count == 1 else count * (1 + size + size * (size + 1) // 2)
+        return 0 if self.is_normal else count * (1 + size + size**2)
 
     def draw(self, rng: np.random.Generator, count: int, scale: float, weights: np.ndarray | None = None) -> np.ndarray:
         """Draw latent vectors (count, D), float32. `scale` multiplies their distance to the component's mean."""
@@ -151,7 +160,7 @@ def walk(prior: Mixture, starts: np.ndarray, ends: np.ndarray, steps: int) -> np
     In N(0, I) the way is an arc around the origin. In a mixture it goes from Gaussian to Gaussian, so that it crosses
     no region without mass: it is the shortest path, where a step costs more the lower the density.
     """
-    if len(prior.weights) == 1:
+    if prior.is_normal:
         return _walk_arc(starts, ends, steps)
     from scipy.sparse.csgraph import dijkstra
 

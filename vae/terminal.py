@@ -1,14 +1,19 @@
 """The command line and the terminal: flags, errors in one line, signals, a quiet import of Keras."""
 
 import argparse
+import importlib.util
 import math
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
+
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
 class UserError(Exception):
@@ -44,8 +49,11 @@ seed = number(int, "a whole number from 0 to 4294967295", 0, 2**32 - 1)  # what 
 
 
 def as_path(text: str | os.PathLike) -> Path:
-    """Return the path that a user typed, with `~` as the home folder."""
-    return Path(os.path.expanduser(text))
+    """Return the path that a user typed, with `~` as the home folder; UserError where there is no home folder."""
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise UserError(f"{path}: there is no home folder for ~; set HOME, or give the whole path")
+    return Path(path)
 
 
 def shown(path: Path) -> str:
@@ -61,8 +69,19 @@ def import_keras():
     """Import Keras without the start-up notices of TensorFlow, and return it.
 
     Compiled code writes the notices to the file descriptor of standard error before any setting could silence them. So
-    the descriptor itself is silenced during the import.
+    the descriptor itself is silenced during the import. The user's keras.json is not read: what it can say (the backend
+    aside, which KERAS_BACKEND chooses) would break a run. Raises UserError for a backend that is not installed.
     """
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow").lower()
+    if backend not in BACKENDS:
+        raise UserError(
+            f"KERAS_BACKEND={backend}: there is no such backend; set it to {', '.join(BACKENDS)}, or unset it"
+        )
+    if importlib.util.find_spec(backend) is None:
+        raise UserError(f"KERAS_BACKEND={backend}: it is not installed; pip install {backend}, or unset KERAS_BACKEND")
+    os.environ["KERAS_BACKEND"] = backend
+    keras_home = os.environ.get("KERAS_HOME")
+    os.environ["KERAS_HOME"] = os.path.join(os.devnull, "keras")  # a place that cannot exist
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow uses oneDNN by default only on processors with AVX512_VNNI or the like. On others, as in many laptops,
     # training without it takes 1.5 times as long.
@@ -71,6 +90,10 @@ def import_keras():
         import keras
 
         find_devices()  # the search for a GPU writes notices, too
+    if keras_home is None:
+        del os.environ["KERAS_HOME"]
+    else:
+        os.environ["KERAS_HOME"] = keras_home
     return keras
 
 
@@ -124,6 +147,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     Notes on the exception (`add_note`) are part of the line.
     """
     script = os.path.basename(sys.argv[0])
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; other backends may be missing
+    _prepare_streams()
     signals = (signal.SIGINT, signal.SIGTERM)
     for number_ in signals:
         if signal.getsignal(number_) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
@@ -143,4 +168,20 @@ def run(main: Callable[[], None]) -> NoReturn:
         # The reader of our output has gone (`| head`), or its disk is full: Python's flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141 if isinstance(error, BrokenPipeError) else f"{script}: {error}")
+    except Exception as error:  # a defect of this program, or an environment that it does not know
+        with tempfile.NamedTemporaryFile("w", prefix="vae-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        sys.exit(f"{script}: {type(error).__name__}: {reason}; please report it, with the file {file.name}")
     sys.exit(0)
+
+
+def _prepare_streams() -> None:
+    """Make printing safe: without streams (under a service) and with any encoding."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file would be opened as a stream
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for the life of the process
+        getattr(sys, name).reconfigure(errors="backslashreplace")
