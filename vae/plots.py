@@ -17,7 +17,8 @@ GAP = 2  # pixels of black between digits
 def tile(batches: Iterable[np.ndarray], shape: tuple[int, int, int], columns: int) -> np.ndarray:
     """Lay images of that shape (n, H, W), which come in batches in [0, 1], on a grid (height, width) of bytes.
 
-    There may be more images than n; the rest is not shown. Each pixel is drawn as a square of up to 3 x 3, so that a digit is clear; large grids are drawn smaller.
+    There may be more images than n; the rest is not shown. Each pixel is drawn as a square of up to 3 x 3, so that a
+    digit is clear; large grids are drawn smaller.
     """
     count, height, width = shape
     columns = min(columns, count)
