@@ -91,13 +91,12 @@ def measure(
     """
     from tqdm import tqdm
 
-    import model
     from vae.batches import Batches
 
     batches = Batches(images, BATCH, options.seed, binarize=options.binarize)
     pixels = np.concatenate([batches[index][0] for index in range(len(batches))])
     mean, log_var = encoder.predict(pixels, batch_size=BATCH, verbose=0)
-    log_likelihood = model.log_likelihood_of(decoder, options.variance)
+    log_likelihood = build_log_likelihood(decoder, options.variance)
     z = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
     reconstruction = -log_likelihood.predict([pixels, z], batch_size=BATCH, verbose=0)
     kl = 0.5 * (mean**2 + np.exp(log_var) - log_var - 1)  # (n, D)
@@ -129,6 +128,17 @@ def measure(
         "irreducible_loss": metrics.irreducible_loss(pixels, options.variance),
     }
     return measured, mean, kl
+
+
+def build_log_likelihood(decoder, variance: float | None):
+    """Return the model images (n, H, W), latent vectors (n, D) -> log p(x|z), (n,), in nats per image."""
+    import keras
+
+    from model import logits_of, reconstruction_loss
+
+    image = keras.Input(decoder.output_shape[1:], name="image")
+    z = keras.Input(decoder.input_shape[1:], name="z")
+    return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
 
 
 def draw(folder: Path, mean: np.ndarray, kl: np.ndarray, labels: np.ndarray | None, title: str) -> None:
