@@ -89,7 +89,6 @@ def measure(
 
     The three losses are means over all test images, with one posterior sample each.
     """
-    import model
     from vae.batches import Batches
 
     encoder, decoder = halves
@@ -98,7 +97,7 @@ def measure(
     batches = Batches(dataset.test_images, BATCH, options.seed, binarize=options.binarize)
     pixels = np.concatenate([batches[index][0] for index in range(len(batches))])
     posterior = metrics.Posterior(pixels, *encoder.predict(pixels, batch_size=BATCH, verbose=0))
-    log_likelihood = model.log_likelihood_of(decoder, options.variance)
+    log_likelihood = build_log_likelihood(decoder, options.variance)
     z = sampling.draw_codes(posterior.mean, posterior.log_var, np.random.default_rng(options.seed))
     reconstruction = -log_likelihood.predict([pixels, z], batch_size=BATCH, verbose=0)
     kl = metrics.kl_loss(posterior, z, prior)
@@ -135,6 +134,17 @@ def estimate_likelihood(posterior: metrics.Posterior, log_likelihood, prior, opt
             return log_likelihood.predict_on_batch([x, z])
 
         return metrics.negative_log_likelihood(posterior.part(chosen), decode, prior, samples, options.seed)
+
+
+def build_log_likelihood(decoder, variance: float | None):
+    """Return the model images (n, H, W), latent vectors (n, D) -> log p(x|z), (n,), in nats per image."""
+    import keras
+
+    from model import logits_of, reconstruction_loss
+
+    image = keras.Input(decoder.output_shape[1:], name="image")
+    z = keras.Input(decoder.input_shape[1:], name="z")
+    return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
 
 
 def draw(folder: Path, posterior: metrics.Posterior, labels: np.ndarray | None, title: str) -> None:

@@ -3,13 +3,12 @@
 import argparse
 import importlib
 import math
-import zipfile
 from argparse import Namespace
 from contextlib import closing
 
 import numpy as np
 
-from vae import files, report, settings, terminal
+from vae import report, settings, terminal
 from vae.data import Dataset
 from vae.run import LOSSES, Run
 
@@ -134,7 +133,7 @@ def finish(vae, dataset: Dataset, run: Run) -> dict[str, float]:
         codes = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
         run.save_prior(vars(sampling.learn_labels(mixture, codes, dataset.train_labels)))
     if options.save_reconstructions:
-        save_reconstructions(vae, dataset.train_images, run)
+        run.save_reconstructions(vae, make_batches(dataset.train_images, options), dataset.train_images.shape)
     vae.reseed(options.seed, options.epochs)
     (images,) = make_batches(dataset.test_images[:40], options)[0]
     title = f"{options.network} on {dataset.name}" + (", as MNIST is unavailable" if dataset.warning else "")
@@ -145,20 +144,6 @@ def finish(vae, dataset: Dataset, run: Run) -> dict[str, float]:
     losses = run.test_losses or vae.evaluate(make_batches(dataset.test_images, options), verbose=0, return_dict=True)
     activity = [round(float(variance), 6) for variance in mean.var(axis=0)]  # of each latent dimension
     return run.finish({name: round(float(losses[name]), 4) for name in LOSSES}, activity)
-
-
-def save_reconstructions(vae, images, run: Run) -> None:
-    """Save the reconstruction of every image (n, H, W), from one posterior sample each, in the images' own order."""
-    vae.reseed(run.settings.seed, run.settings.epochs)
-    batches = make_batches(images, run.settings)
-    path = run.folder / "reconstructions.npz"
-    with (
-        files.replacing(path) as temporary,
-        files.write_images(temporary, images.shape, "|u1", zipfile.ZIP_DEFLATED) as add,
-    ):
-        for index in range(len(batches)):
-            add((255 * vae.reconstruct(*batches[index])).round())
-    print(f"-> {len(images):,} reconstructions are saved in {terminal.shown(path)}")
 
 
 if __name__ == "__main__":

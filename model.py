@@ -35,8 +35,7 @@ def build_decoder(image_shape: tuple[int, int], latent_dim: int) -> keras.Model:
     h = layers.Reshape((height // 4, width // 4, 64), name="reshape")(h)  # (batch, 7, 7, 64)
     h = transposed_conv(64, 3, 1, "tconv1", "silu")(h)  # (batch, 7, 7, 64)
     h = transposed_conv(32, 4, 2, "tconv2", "silu")(h)  # (batch, 14, 14, 32)
-    # Each place gives its 2 x 2 pixels as 4 channels (Shi et al., 2016). A transposed convolution with stride 2 and a
-    # single channel does the same, but slower.
+    # The 4 channels of a place become its 2 x 2 pixels (Shi et al., 2016): faster than a last stride of 2.
     h = transposed_conv(4, 3, 1, "tconv3")(h)  # (batch, 14, 14, 4)
     h = layers.Reshape((height // 2, width // 2, 2, 2), name="pixels_2x2")(h)
     h = layers.Permute((1, 3, 2, 4), name="interleave")(h)  # (batch, 14, 2, 14, 2)
@@ -67,15 +66,8 @@ def logits_of(decoder: keras.Model) -> keras.Model:
     return keras.Model(decoder.input, decoder.get_layer("logits").output)
 
 
-def log_likelihood_of(decoder: keras.Model, variance: float | None = None) -> keras.Model:
-    """Return the density of the decoder: images (n, 28, 28) and latent vectors (n, D) -> log p(x|z), (n,), nats."""
-    image = keras.Input(decoder.output_shape[1:], name="image")
-    z = keras.Input(decoder.input_shape[1:], name="z")
-    return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
-
-
 def reconstruction_loss(images, logits, variance: float | None = None):
-    """Return -log p(x|z) for images (n, 28, 28) and logits (n, 28, 28): (n,), in nats per image.
+    """Return -log p(x|z) for images (n, K, 28, 28) and logits (n, K, 28, 28): (n, K), in nats per image.
 
     Without a variance the pixels are Bernoulli, and this is the binary cross-entropy: softplus(l) - x * l is
     -x * log(sigmoid(l)) - (1 - x) * log(1 - sigmoid(l)), but never takes log(0). With a variance the pixels are
@@ -85,7 +77,7 @@ def reconstruction_loss(images, logits, variance: float | None = None):
         nats = ops.softplus(logits) - images * logits
     else:
         nats = 0.5 * (ops.square(images - ops.sigmoid(logits)) / variance + math.log(2 * math.pi * variance))
-    return ops.sum(nats, axis=(1, 2))
+    return ops.sum(nats, axis=(-2, -1))
 
 
 class NormalPrior(layers.Layer):
@@ -180,41 +172,41 @@ class VAE(keras.Model):
         return self._means
 
     def call(self, images, training=False):
-        """Encode images (n, 28, 28), draw z from q(z|x), decode; K samples per image in training, else one.
+        """Encode images (n, 28, 28), draw K latent vectors z from q(z|x), decode. In training K is importance_samples.
 
-        Returns the logits (n * K, 28, 28), and in nats per image: reconstruction, -log p(x|z), (n, K); the KL, (n,);
-        and log_ratio, log p(z) - log q(z|x), (n, K).
+        Returns the logits (n, K, 28, 28), and in nats per image: reconstruction, -log p(x|z), (n, K); the KL, (n,); and
+        log_ratio, log p(z) - log q(z|x), (n, K).
         """
         samples = self.importance_samples if training else 1
         mean, log_var = self.encoder(images, training=training)  # (n, D)
-        means, log_vars, targets = (_repeat(rows, samples) for rows in (mean, log_var, images))
-        epsilon = keras.random.normal(ops.shape(means), seed=self.noise)
-        z = means + ops.exp(0.5 * log_vars) * epsilon  # (n * K, D), Kingma & Welling, equation 4
-        logits = self.decode_logits(z, training=training)
-        reconstruction = reconstruction_loss(targets, logits, self.variance)
-        log_prior = self.prior.log_prob(z)
+        epsilon = keras.random.normal((ops.shape(images)[0], samples, mean.shape[1]), seed=self.noise)
+        z = mean[:, None] + ops.exp(0.5 * log_var)[:, None] * epsilon  # (n, K, D), Kingma & Welling, equation 4
+        logits = self.decode_logits(ops.reshape(z, (-1, mean.shape[1])), training=training)
+        logits = ops.reshape(logits, (-1, samples, *images.shape[1:]))
+        reconstruction = reconstruction_loss(images[:, None], logits, self.variance)
+        log_prior = ops.reshape(self.prior.log_prob(ops.reshape(z, (-1, mean.shape[1]))), (-1, samples))
+        kl = self.prior.kl_loss(mean, log_var, ops.mean(log_prior, axis=1))
         if samples == 1:  # "Sticking the landing": this part of the gradient is 0 on average, and noise (Roeder, 2017)
-            means, log_vars = ops.stop_gradient(means), ops.stop_gradient(log_vars)
-        log_posterior = -0.5 * ops.sum(ops.square(z - means) * ops.exp(-log_vars) + log_vars + LOG_2PI, axis=1)
-        terms = (reconstruction, log_prior, log_prior - log_posterior)
-        reconstruction, log_prior, log_ratio = (ops.reshape(nats, (-1, samples)) for nats in terms)
-        return logits, reconstruction, self.prior.kl_loss(mean, log_var, ops.mean(log_prior, axis=1)), log_ratio
+            mean, log_var = ops.stop_gradient(mean), ops.stop_gradient(log_var)
+        squares = ops.square(z - mean[:, None]) * ops.exp(-log_var)[:, None]
+        log_posterior = -0.5 * ops.sum(squares + log_var[:, None] + LOG_2PI, axis=2)
+        return logits, reconstruction, kl, log_prior - log_posterior
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the loss that is minimised, from what `call` returned: a mean over the batch, in nats per image."""
-        _, per_sample, kl, log_ratio = y_pred
-        reconstruction = ops.mean(per_sample, axis=1)
-        for metric, value in zip(self._means, (reconstruction + kl, reconstruction, kl), strict=True):
+        _, reconstruction, kl, log_ratio = y_pred
+        mean_reconstruction = ops.mean(reconstruction, axis=1)
+        for metric, value in zip(self._means, (mean_reconstruction + kl, mean_reconstruction, kl), strict=True):
             metric.update_state(value)
         if self.importance_samples > 1:
-            return ops.mean(importance_weighted_loss(log_ratio - per_sample))
+            return ops.mean(importance_weighted_loss(log_ratio - reconstruction))
         if isinstance(self.prior, NormalPrior):  # its KL has a closed form
-            return ops.mean(reconstruction + self.beta * kl)
-        return ops.mean(per_sample - self.beta * log_ratio)
+            return ops.mean(mean_reconstruction + self.beta * kl)
+        return ops.mean(reconstruction - self.beta * log_ratio)
 
     def reconstruct(self, images):
         """Decode one posterior sample of each image (n, 28, 28): pixel probabilities (n, 28, 28), a NumPy array."""
-        return ops.convert_to_numpy(ops.sigmoid(self.predict_on_batch(images)[0]))
+        return ops.convert_to_numpy(ops.sigmoid(self.predict_on_batch(images)[0][:, 0]))
 
     def reseed(self, *keys: int) -> None:
         """Make all noise from here on (z and dropout) a function of these numbers: (seed, epoch) in training."""
@@ -223,8 +215,3 @@ class VAE(keras.Model):
         states = np.random.SeedSequence(keys).generate_state(2 * len(generators)) >> 1  # 31 bits fit every backend
         for generator, state in zip(generators, states.reshape(-1, 2), strict=True):
             generator.state.assign(state)
-
-
-def _repeat(rows, times: int):
-    """Repeat each row of (n, ...) so many times, next to one another: (n * times, ...)."""
-    return rows if times == 1 else ops.reshape(ops.stack([rows] * times, axis=1), (-1, *rows.shape[1:]))

@@ -11,6 +11,7 @@ import re
 import secrets
 import shlex
 import sys
+import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -155,7 +156,8 @@ class Run:
             files.remove_temporary_files(self.folder)
             if earlier is not None:
                 self._restore(vae, earlier)
-                if self.rows and not earlier["finished"]:  # a kill may have left only some files of the last epoch
+                # A kill may have left only some files of the last epoch, or its state beside a finished run.
+                if self.rows and (not earlier["finished"] or len(self.rows) > earlier["epochs_done"]):
                     self._write_epoch(vae)
             elif not (self.folder / "config.json").exists():
                 self._write_config()
@@ -186,6 +188,15 @@ class Run:
                 figure.savefig(path, dpi=120, bbox_inches="tight")
         except Exception as error:
             print(f"-> {name} could not be drawn: {error!s:.200}", file=sys.stderr)
+
+    def save_reconstructions(self, vae, batches, shape: tuple[int, int, int]) -> None:
+        """Write reconstructions.npz: every image of the batches from one posterior sample, as bytes of that shape."""
+        vae.reseed(self.settings.seed, self.settings.epochs)
+        place = self.folder / "reconstructions.npz"
+        with files.replacing(place) as path, files.write_images(path, shape, "|u1", zipfile.ZIP_DEFLATED) as add:
+            for index in range(len(batches)):
+                add((255 * vae.reconstruct(*batches[index])).round())
+        print(f"-> {shape[0]:,} reconstructions are saved in {shown(place)}")
 
     @property
     def test_losses(self) -> dict[str, float] | None:
@@ -292,7 +303,10 @@ class Run:
             yield
         except KeyboardInterrupt as stop:
             where = shown(self.folder)
-            saved = read_config(self.folder)
+            try:
+                saved = read_config(self.folder)
+            except UserError:  # of a run that was to be overwritten, and is damaged
+                saved = {}
             if saved.get("run") == self.config["run"]:
                 was = read_settings(saved, self.folder / "config.json")
                 changed = [name for name in FURTHER if getattr(self.settings, name) != getattr(was, name)]
@@ -436,11 +450,11 @@ def _create_folder(settings: Namespace, dataset_name: str) -> Path:
         folder = root / settings.name
         folder.mkdir(exist_ok=settings.overwrite)
         return folder
-    except FileExistsError:  # another run took the name since it was checked
-        raise UserError(
-            f"--name {settings.name}: {folder} exists by now; take another name, or --overwrite it"
-        ) from None
     except OSError as error:
+        if isinstance(error, FileExistsError) and root.is_dir():  # another run took the name since it was checked
+            raise UserError(
+                f"--name {settings.name}: {folder} exists by now; take another name, or --overwrite it"
+            ) from None
         reason = error.strerror or error
         raise UserError(f"{root} cannot be written ({reason}); name another folder in VAE_CHECKPOINTS") from error
 
@@ -460,10 +474,13 @@ def _create_numbered(root: Path, stem: str) -> Path:
 def _lock(folder: Path) -> Iterator[None]:
     """Stop other processes from training in this folder; UserError where one does already."""
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
         raise UserError(f"{folder}: another process trains there; wait for it, or stop it first") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another run") from error
+    with lock:
+        yield
 
 
 def _is_locked(folder: Path) -> bool:
