@@ -58,13 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     if dataset.sha256 != run.config["dataset"]["sha256"]:
         print("-> These are not the images that the model was trained on: its config.json has others.", file=sys.stderr)
     terminal.import_keras()
-    encoder, decoder = run.load_encoder(), run.load_decoder()
-    latents = encoder.output_shape[0][1], decoder.input_shape[1]
-    if latents[0] != latents[1]:
-        raise UserError(
-            f"{run.folder}: its encoder and decoder have {latents[0]} and {latents[1]} latent dimensions; "
-            "choose another run with --checkpoint"
-        )
+    decoder = run.load_decoder(dataset.image_shape)
+    encoder = run.load_encoder(decoder)
     say = sys.stderr if options.json else sys.stdout
     print(f"-> Checkpoints are restored from {run.folder}", file=say)
     variance = options.variance

@@ -198,7 +198,11 @@ def decode(title: str, decoder, batches: Iterator[np.ndarray], grid: tuple[int, 
 def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
     """Choose test images at random; each is followed by its reconstruction from a posterior sample."""
     images = data.load_for_run(options.dataset, options.data, run.config).test_images
-    encoder = run.load_encoder()
+    if images.shape[1:] != decoder.output_shape[1:]:
+        raise UserError(
+            f"{run.folder}: its decoder draws images of another shape; choose another run with --checkpoint"
+        )
+    encoder = run.load_encoder(decoder)
     chosen, columns, rng = choose(len(images), options)
     chosen = np.sort(chosen)
 

@@ -1,19 +1,23 @@
-"""Score drawn digits with a digit classifier: python benchmarks/samples.py --data FOLDER (MNIST; about 2 minutes).
+"""Let a classifier judge drawn digits: python benchmarks/samples.py --data FOLDER (MNIST's four files).
 
-A small convolutional classifier is trained on the training images (it must get over 99% of the test images right), and
-sets of images are scored with it:
+A small convolutional classifier is trained on the training images. It must recognise over 99% of the test images. Then
+it judges sets of images:
 
-- Fréchet distance between the classifier's features (the layer before its output) of the set and of the test images
-  (Heusel et al., 2017, with this classifier in the place of Inception: comparable only within this project);
-- sure: the share of the set that the classifier gives one digit a probability above 90%;
-- entropy of the classes that it sees in the set, in nats (ln 10 = 2.303 where all digits are drawn equally often);
-- for each digit asked for, how often the classifier agrees.
+- Fréchet distance: between the classifier's features (the layer before its output) of the set and of the test images
+  (Heusel et al., 2017, with this classifier in place of Inception). It compares within this project only;
+- sure: the share of the set for which the classifier gives one digit a probability above 90%;
+- entropy: of the digits that it sees in the set, in nats (ln 10 = 2.303 where all are equally frequent);
+- agrees: of the images that were drawn with --digit, the share that it recognises as this digit.
+
+Reconstructions of test images come from one posterior sample each. They show how good this decoder can be.
 """
 
-import argparse
 import contextlib
 import sys
 import tempfile
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,58 +25,77 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import generator
-from vae import console, data, download
+from vae import data, terminal
+from vae.terminal import UserError
+
+DIGITS = 1000  # images of each digit
+SURE = 0.9  # the probability of a digit that the classifier is sure of
+LEAST_ACCURACY = 0.99
 
 
 def main() -> None:
-    """Data -> classifier -> sets of images -> a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="MNIST: a folder of IDX files or an .npz (default: found or downloaded)")
-    parser.add_argument("--checkpoint", help="the run to draw from (default: as generator.py)")
-    parser.add_argument("--count", type=int, default=10_000, help="images in a set (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the classifier and of the draws (default: 0)")
-    options = parser.parse_args()
-    dataset = data.load(*download.find(None if options.data else "mnist", options.data))
-    features, probabilities = classifier(dataset, options.seed)
-    reference = features(data.pixels(dataset.test_images))
+    """Data -> classifier -> sets of images -> tables."""
+    options = parse()
+    dataset = data.load(None if options.data else "mnist", options.data)
+    if dataset.train_labels is None or dataset.test_labels is None:
+        raise UserError(f"--data {options.data}: without labels no classifier can be trained; name MNIST's files")
+    get_features, classify = train_classifier(dataset, options.seed)
+    reference = get_features(data.to_pixels(dataset.test_images))
 
-    some = np.random.default_rng(options.seed).permutation(len(dataset.train_images))[: options.count]
+    chosen = np.random.default_rng(options.seed).permutation(len(dataset.train_images))[: options.count]
+    source = ["--data", options.data] if options.data else ["--dataset", "mnist"]
+    pairs = draw(options, options.count, "--reconstruct", *source)  # each original, and its reconstruction
     sets = {
-        "training images": data.pixels(dataset.train_images[some]),
-        "--sampler prior": draw(options, options.count, "--sampler", "prior"),
-        "--sampler mixture": draw(options, options.count, "--sampler", "mixture"),
+        "training images": data.to_pixels(dataset.train_images[chosen]),
+        "reconstructions of test images": pairs[1::2],
+        "`--sampler prior`": draw(options, options.count, "--sampler", "prior"),
+        "`--sampler mixture`": draw(options, options.count, "--sampler", "mixture"),
     }
-    print(
-        f"\n| {options.count:,} images of | Fréchet distance to the test images | sure | entropy |\n|---|---|---|---|"
-    )
+    print("\n| images | how many | Fréchet distance to the test images | sure | entropy |\n|---|---|---|---|---|")
     for name, images in sets.items():
-        seen = probabilities(images)
-        sure = np.mean(seen.max(axis=1) > 0.9)
-        print(f"| {name} | {frechet(features(images), reference):.2f} | {sure:.1%} | {entropy(seen):.3f} |")
+        seen = classify(images)
+        distance = measure_frechet_distance(get_features(images), reference)
+        sure = np.mean(seen.max(axis=1) > SURE)
+        print(f"| {name} | {len(images):,} | {distance:.2f} | {sure:.1%} | {measure_entropy(seen):.3f} |")
 
-    print("\n| 1,000 images of | classifier agrees |\n|---|---|")
+    count = min(DIGITS, options.count)
+    print(f"\n| {count:,} images of | classifier agrees |\n|---|---|")
     agreement = []
     for digit in range(10):
-        seen = probabilities(draw(options, 1000, "--digit", str(digit)))
+        seen = classify(draw(options, count, "--digit", str(digit)))
         agreement.append(np.mean(seen.argmax(axis=1) == digit))
-        print(f"| --digit {digit} | {agreement[-1]:.1%} |")
+        print(f"| `--digit {digit}` | {agreement[-1]:.1%} |", flush=True)
     print(f"| mean | {np.mean(agreement):.1%} |")
 
 
-def draw(options, count: int, *flags: str) -> np.ndarray:
-    """Images (count, 28, 28) as `generator.py` draws them with these flags."""
-    with tempfile.TemporaryDirectory() as folder:
-        arrays = str(Path(folder) / "images.npz")
-        where = ["--checkpoint", options.checkpoint] if options.checkpoint else []
-        output = ["--arrays", arrays, "--output", str(Path(folder) / "grid.png"), "--seed", str(options.seed)]
-        with contextlib.redirect_stdout(None):
-            generator.main(["--count", str(count), *flags, *where, *output])
-        return np.load(arrays)["images"]
+def parse() -> Namespace:
+    """Read the command line."""
+    parser = terminal.Parser("benchmarks/samples.py", description="Let a classifier judge drawn digits.")
+    add, whole = parser.add_argument, terminal.positive_integer
+    add("--data", metavar="PATH", help="MNIST: a folder of IDX files or an .npz (default: found or downloaded)")
+    add("--checkpoint", metavar="DIR", help="the run to draw from (default: as generator.py)")
+    add("--count", type=whole, default=10_000, metavar="N", help="images in a set (default: 10000)")
+    add("--seed", type=terminal.seed, default=0, help="seed of the classifier and of the draws (default: 0)")
+    return parser.parse_args()
 
 
-def classifier(dataset: data.Dataset, seed: int):
-    """Train a classifier; return functions from images (n, 28, 28) to features (n, 128) and probabilities (n, 10)."""
-    keras = console.import_keras()
+def draw(options: Namespace, count: int, *flags: str) -> np.ndarray:
+    """Return the images (n, 28, 28) that generator.py draws with these flags."""
+    checkpoint = ["--checkpoint", options.checkpoint] if options.checkpoint else []
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        arrays, picture = str(Path(folder, "images.npz")), str(Path(folder, "grid.png"))
+        to = ["--arrays", arrays, "--output", picture]
+        generator.main(["--count", str(count), "--seed", str(options.seed), *flags, *checkpoint, *to])
+        with np.load(arrays) as archive:
+            return archive["images"]
+
+
+def train_classifier(dataset: data.Dataset, seed: int) -> tuple[Callable, Callable]:
+    """Train a classifier. Return functions from images (n, 28, 28) to features (n, 128) and to p(digit), (n, 10).
+
+    Raises UserError where its accuracy on the test images is too low.
+    """
+    keras = terminal.import_keras()
     from keras import layers
 
     keras.utils.set_random_seed(seed)
@@ -82,39 +105,41 @@ def classifier(dataset: data.Dataset, seed: int):
         h = layers.Conv2D(filters, 3, activation="relu")(h)
         h = layers.MaxPooling2D()(h)  # (batch, 13, 13, 32), then (batch, 5, 5, 64)
     h = layers.Dropout(0.3)(layers.Flatten()(h))
-    feature = layers.Dense(128, activation="relu")(h)
-    output = layers.Dense(10, activation="softmax")(layers.Dropout(0.3)(feature))
+    features = layers.Dense(128, activation="relu")(h)
+    output = layers.Dense(10, activation="softmax")(layers.Dropout(0.3)(features))
     model = keras.Model(image, output)
-    steps = 6 * len(dataset.train_images) // 128
-    rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
-    loss = "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=False)
-    model.fit(data.pixels(dataset.train_images), dataset.train_labels, batch_size=128, epochs=6, verbose=0)
-    accuracy = model.evaluate(data.pixels(dataset.test_images), dataset.test_labels, verbose=0)[1]
-    print(f"The classifier gets {accuracy:.2%} of the {len(dataset.test_images):,} test images right.")
-    if accuracy < 0.99:
-        sys.exit("That is too few to judge by; are these images MNIST's?")
-    inner = keras.Model(image, feature)
-    return (lambda x: inner.predict(x, 500, verbose=0)), (lambda x: model.predict(x, 500, verbose=0))
+    epochs, batch_size = 6, 128
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * len(dataset.train_images) // batch_size)
+    model.compile(
+        keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
+    )
+    pixels = data.to_pixels(dataset.train_images)
+    model.fit(pixels, dataset.train_labels, batch_size=batch_size, epochs=epochs, verbose=0)
+    accuracy = model.evaluate(data.to_pixels(dataset.test_images), dataset.test_labels, verbose=0)[1]
+    print(f"The classifier recognises {accuracy:.2%} of the {len(dataset.test_images):,} test images.", flush=True)
+    if accuracy < LEAST_ACCURACY:
+        raise UserError(f"{dataset.source}: the classifier is too bad to judge; name MNIST's files with --data")
+    inner = keras.Model(image, features)
+    return partial(inner.predict, batch_size=500, verbose=0), partial(model.predict, batch_size=500, verbose=0)
 
 
-def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """Fréchet distance between the Gaussians fitted to two sets of features (n, F) and (m, F).
+def measure_frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the Fréchet distance between the Gaussians fitted to two sets of features (n, F) and (m, F).
 
-    |mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)); the eigenvalues of C1 C2 are those of a symmetric positive
-    matrix and so real and not negative, but for rounding.
+    It is |mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). The eigenvalues of C1 C2 are real and not negative, but for
+    rounding: it is similar to a symmetric positive matrix.
     """
-    mean = np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2)
+    means = np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2)
     covariances = np.cov(first.T.astype(np.float64)), np.cov(second.T.astype(np.float64))
     roots = np.sqrt(np.clip(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None))
-    return float(mean + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * roots.sum())
+    return float(means + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * roots.sum())
 
 
-def entropy(probabilities: np.ndarray) -> float:
-    """Entropy of the mean class distribution of (n, 10), in nats."""
+def measure_entropy(probabilities: np.ndarray) -> float:
+    """Return the entropy, in nats, of the mean over images of p(digit), (n, 10)."""
     shares = probabilities.mean(axis=0)
     return float(-np.sum(shares * np.log(shares)))
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

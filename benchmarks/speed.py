@@ -1,260 +1,451 @@
-"""How fast is training, against PyTorch and plain Keras, and drawing? python benchmarks/speed.py (see its --help).
+"""Time training and decoding on the CPU, against plain Keras and PyTorch: python benchmarks/speed.py (see its --help).
 
-All train the same network on the same images at the same batch size with Adam, on the same cores, in turns in one
-sitting: round 1 of each, round 2 of each, and so on. Each lives in a process of its own, which has compiled and warmed
-up before round 1, and sleeps while others run. A ratio is the median, over the rounds, of the ratio within a round, so
-that a machine that slows down for a while slows down both sides of it.
+All train the same network on the same images with Adam, with the same batch size and on the same cores. Each has a
+process of its own. It compiles and warms up first. Then they take turns: round 1 of each, round 2 of each, and so on;
+while one runs, the others sleep. "Times faster" is computed within each round, and its median is printed. So a slow
+minute of the machine changes it little.
 
-The share of the peak is the multiply-adds a second that the network needs (arithmetic.py says how they are counted)
-over the most that a float32 matrix product reached on these cores in the same sitting, in TensorFlow or in PyTorch,
-whichever was higher.
+The peak is the highest rate of a float32 matrix product on these cores, in TensorFlow or in PyTorch. The share of the
+peak is the multiply-adds a second that the network needs, divided by the peak.
 
-PyTorch runs as its tuning guide advises for a CPU: fused Adam, channels_last, torch.compile, OpenMP threads bound to
-cores, and tcmalloc or jemalloc where the system has it (without these two, allocation is the system's for all). It
-trains its twin of the Keras layers (torch_twin.py), checked to give the same logits and loss. To hold everything to
-fewer cores, start it under `taskset`.
+PyTorch runs with what its tuning guide advises for a CPU: fused Adam, channels_last, torch.compile, and OpenMP threads
+bound to cores. To use fewer cores, start the script with `taskset`; to use another memory allocator, with LD_PRELOAD.
 """
 
 import importlib.util
+import math
+import multiprocessing
 import os
 import platform
 import re
 import shlex
+import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import sitting
-from sitting import Worker
-
+import generator
 import main as project
-from vae import console, data, download
-from vae.settings import NETWORKS, UserError
+from vae import data, settings, terminal
+from vae.terminal import UserError
 
-PROJECT = Path(project.__file__).parent
-RANDOM_IMAGES = 60_000  # where no others are given: MNIST's number
 IMAGES_A_ROUND = 24_000
-FEW = 2000  # images that the checkpoint to draw from is trained on
-BATCH_SIZES = (50, 100, 200, 400, 800)
-EPOCHS = (1, 2, 4)
-DATA_SETS = (60_000, 600_000)  # images
-CORES = (1, 2)
-QUIET = 0.5  # load average above which others disturb: OpenMP's threads lose most, for they wait for one another
-OURS, PLAIN = "this project", "plain Keras `fit`, its defaults"
-TENSORFLOW_PEAK, TORCH_PEAK = "products in TensorFlow", "products in PyTorch"
-VARIANTS = {  # of PyTorch: channels_last, compiled
-    "PyTorch, eager": (False, False),
-    "PyTorch, eager, channels_last": (True, False),
-    "PyTorch, compiled": (False, True),
-    "PyTorch, compiled, channels_last": (True, True),
-}
+WARMUP = 4000  # images that everybody trains on before round 1
+DECODED = 20_000  # images in a round of decoding
+PEAK_SIZES = (1024, 1536, 2048, 3072)  # rows and columns of square matrices
+PEAK_REPEATS = 5
+PAUSE = 0.5  # seconds before a round; the threads of the process before it fall asleep
+TOLERANCE = 1e-3  # of each logit, and of the loss in nats per image, between PyTorch and Keras
+PROCESSES = multiprocessing.get_context("spawn")
+
+OURS, PLAIN, DECODING = "this project", "plain Keras `fit`, its defaults", "decoding"
+PEAKS = ("matrix products in TensorFlow", "matrix products in PyTorch")
 
 
-def parse(arguments: list[str] | None = None):
-    """Read the command line."""
-    parser = console.Parser("Time training and drawing on the CPU, in turns with PyTorch and plain Keras.")
-    parser.prog = "benchmarks/speed.py"
-    add, whole = parser.add_argument, console.positive_integer
-    add("--data", metavar="PATH", help="images, as main.py takes them (default: random ones; speed is the same)")
-    add("--network", choices=tuple(NETWORKS), default="standard", help="which network (default: standard)")
-    add("--batch-size", type=whole, metavar="N", help="images in a training step (default: the network's own)")
-    add("--rounds", type=whole, default=5, metavar="N", help="rounds of each contestant (default: 5)")
-    steps = f"training steps in a round (default: those that {IMAGES_A_ROUND:,} images make)"
-    add("--steps", type=whole, metavar="N", help=steps)
-    scale = "measure instead how this project's time grows with batch size, epochs, images and cores"
-    add("--scale", action="store_true", help=scale)
-    return parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Job:
+    """What each contestant is given."""
+
+    options: Namespace  # every setting of the run, as vae.settings has them
+    images: int  # in a round
+    reference: Path  # an .npz with the weights of the Keras layers and what they compute
+
+    def make_images(self) -> np.ndarray:
+        """Return random images (n, 28, 28), bytes. What the pixels show does not change the speed."""
+        return np.random.default_rng(0).integers(0, 256, (self.images, 28, 28), np.uint8)
+
+    @property
+    def warmup(self) -> int:
+        """How many of the images to warm up with: whole batches."""
+        return min(self.images, math.ceil(WARMUP / self.options.batch_size) * self.options.batch_size)
 
 
 def main() -> None:
-    """Command line -> images -> contestants -> tables."""
+    """Command line -> contestants -> rounds in turn -> table."""
     options = parse()
-    if not options.scale and importlib.util.find_spec("torch") is None:
+    compares_torch = options.network == "standard"
+    if compares_torch and importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch is not installed; pip install -r benchmarks/requirements.txt")
-    own = ["--batch-size", str(options.batch_size)] if options.batch_size else []
-    settings = project.complete(project.parse(["--network", options.network, *own]))
-    batch = settings["batch_size"]
-    images = (options.steps or max(1, IMAGES_A_ROUND // batch)) * batch
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            np.save(Path(folder, "images.npy"), load_images(options.data))
-            job = {"folder": folder, "settings": settings, "images": images}
-            print(f"{machine()}; {options.rounds} rounds of {images:,} images each.", flush=True)
-            (scale if options.scale else compare)(job, options.rounds)
-    except (sitting.Failed, subprocess.CalledProcessError) as error:
-        raise UserError(str(error)) from error
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    own = settings.complete({"network": options.network})
+    images = (options.steps or max(1, IMAGES_A_ROUND // own.batch_size)) * own.batch_size
+    packages = ["tensorflow", "keras", *(["torch"] if compares_torch else [])]
+    print(f"{describe_machine()}; {', '.join(f'{name} {version(name)}' for name in packages)}")
+    print(f"{options.rounds} rounds of {images:,} images each", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(own, images, Path(folder, "reference.npz"))
+        with ProcessPoolExecutor(1, PROCESSES) as pool:
+            products = pool.submit(write_reference, job).result()
+        rates = take_turns(choose_contestants(compares_torch), job, options.rounds)
+    print_results(rates, own, products)
 
 
-def load_images(path: str | None) -> np.ndarray:
-    """The training images at `path`, or random ones."""
-    if path is None:
-        return np.random.default_rng(0).integers(0, 256, (RANDOM_IMAGES, 28, 28), np.uint8)
-    return data.load(*download.find(None, path)).train_images
+def parse() -> Namespace:
+    """Read the command line."""
+    parser = terminal.Parser("benchmarks/speed.py", description="Time training and decoding, against others in turn.")
+    add, whole = parser.add_argument, terminal.positive_integer
+    networks = tuple(settings.NETWORKS)
+    add("--network", choices=networks, default="standard", help="PyTorch has standard only (default: standard)")
+    add("--rounds", type=whole, default=5, metavar="N", help="rounds of each (default: 5)")
+    steps = f"training steps in a round (default: as many as {IMAGES_A_ROUND:,} images make)"
+    add("--steps", type=whole, metavar="N", help=steps)
+    return parser.parse_args()
 
 
-def train_checkpoint(folder: Path, settings: dict) -> None:
-    """Let main.py train a checkpoint, named benchmark, on a few of the images in the folder of the sitting."""
-    few = np.resize(np.load(folder / "images.npy"), (max(FEW, settings["batch_size"]), 28, 28))
-    np.savez(folder / "few.npz", x_train=few, x_test=few[:500])
-    sitting.say("training a checkpoint to check PyTorch with and to draw from")
-    flags = ["--network", settings["network"], "--batch-size", str(settings["batch_size"]), "--epochs", "1"]
-    flags += ["--data", str(folder / "few.npz"), "--name", "benchmark"]
-    environment = os.environ | {"VAE_CHECKPOINTS": str(folder)}
-    command = [sys.executable, str(PROJECT / "main.py"), *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise sitting.Failed(f"main.py: {(done.stderr.strip().splitlines() or ['ended early'])[-1]}")
-
-
-def compare(job: dict, rounds: int) -> None:
-    """Time all contestants in turns and print what they reach."""
-    train_checkpoint(Path(job["folder"]), job["settings"])
-    reference = Worker("Reference", job)
-    reference.close()
-    counts, environment = reference.facts, sitting.torch_environment()
-    contestants = {
-        OURS: partial(Worker, "Project", job),
-        **{
-            name: partial(Worker, "PyTorch", job, environment, channels_last=channels_last, compiled=compiled)
-            for name, (channels_last, compiled) in VARIANTS.items()
-        },
-        PLAIN: partial(Worker, "PlainKeras", job),
-        "decoding": partial(Worker, "Decoding", job),
-        TENSORFLOW_PEAK: partial(Worker, "Peak", job, framework="tensorflow"),
-        TORCH_PEAK: partial(Worker, "Peak", job, environment, framework="torch"),
-    }
-    optional = tuple(name for name, (_, compiled) in VARIANTS.items() if compiled)  # it needs a C++ compiler
-    facts, answers = sitting.run(contestants, rounds, optional)
-    rates = {name: [answer["rate"] for answer in replies] for name, replies in answers.items()}
-    versions = f"{counts['versions']}, {facts[TORCH_PEAK]['versions']}"
-    print(f"{versions}; PyTorch's memory by {sitting.allocator() or 'the default allocator'}.")
-    peaks = {name: max(rates.pop(name)) for name in (TENSORFLOW_PEAK, TORCH_PEAK)}  # 1e9 multiply-adds a second
-    listed = ", ".join(f"{2 * peak:,.0f} GFLOP/s by {name}" for name, peak in peaks.items())
-    print(f"The peak (float32, 2 FLOP a multiply-add): {listed}.")
-    decoding = rates.pop("decoding")
-    training_table(rates, facts, job["settings"], counts["training"], max(peaks.values()))
-    print(f"\nCounted from the Keras layers: {counts['training']:,} multiply-adds an image, forward and backward.")
-    reached = [span(decoding), share(decoding, counts["decoding"], max(peaks.values()))]
-    table("Decoding by generator.py", ["images a second", "share of the peak"], [reached])
-    print(f"\nCounted from the Keras layers: {counts['decoding']:,} multiply-adds an image.")
-    drawing_table(Path(job["folder"]), rounds)
-
-
-def training_table(rates: dict, facts: dict, settings: dict, needed: int, peak: float) -> None:
-    """Print images a second of all that train, and how much faster this project is than each."""
-    rows = []
-    for name, reached in rates.items():
-        faster = "" if name == OURS else span([a / b for a, b in zip(rates[OURS], reached, strict=True)], ".2f")
-        rows.append([f"{name} ({facts[name]['what']})", span(reached), faster, share(reached, needed, peak)])
-    rows += [[name, "would not start here", "", ""] for name in VARIANTS if name not in rates]
-    title = f"Training `{settings['network']}`, batch size {settings['batch_size']}"
-    table(title, ["trained by", "images a second", f"{OURS} is faster, times", "share of the peak"], rows)
-    fastest = max(set(rates) & set(VARIANTS), key=lambda name: statistics.median(rates[name]))
-    print(f"\nThe fastest of PyTorch's, its peer: {fastest}. Medians over the rounds (least–most).")
-
-
-def drawing_table(folder: Path, rounds: int) -> None:
-    """Time generator.py from start to picture, in turns with Python that does no more than import Keras."""
-    picture = ["--checkpoint", str(folder / "benchmark"), "--output", str(folder / "digits.png")]
-    commands = {
-        "`python generator.py`, 100 digits": [str(PROJECT / "generator.py"), *picture],
-        '`python -c "import keras"`': ["-c", "import keras"],
-    }
-    seconds = {name: [] for name in commands}
-    for number in range(rounds + 1):
-        for name, command in commands.items():
-            began = time.perf_counter()
-            subprocess.run([sys.executable, *command], check=True, capture_output=True)
-            if number > 0:  # the first fills the disk's cache
-                seconds[name].append(time.perf_counter() - began)
-    ours, floor = map(statistics.median, seconds.values())
-    rows = [[name, span(taken, ".2f")] for name, taken in seconds.items()]
-    table("From start to picture", ["process", "seconds"], [*rows, ["ratio of the medians", f"{ours / floor:.2f}"]])
-
-
-def scale(job: dict, rounds: int) -> None:
-    """Time this project alone at growing sizes, and print a table for each kind of growth."""
-    images, settings = job["images"], job["settings"]
-    sizes = {f"batch size {size}": {"settings": settings | {"batch_size": size}} for size in BATCH_SIZES}
-    for change in sizes.values():
-        size = change["settings"]["batch_size"]
-        change["images"] = max(1, images // size) * size
-    growth("Growing batches", job, sizes, rounds)
-    growth("Growing runs", job, {f"epochs: {epochs}": {"epochs": epochs} for epochs in EPOCHS}, rounds)
-    # Here a round is an epoch of the whole data set: one is enough.
-    sets = {f"{count:,} images of {count * 784 / 2**20:,.0f} MiB": {"images": count} for count in DATA_SETS}
-    growth("Growing data sets", job, sets, 1)
-    if not hasattr(os, "sched_setaffinity"):
-        print("\nThis system cannot hold a process to one core.")
-        return
-    starts = {f"cores: {count}": partial(on_cores, count, job) for count in CORES if count <= len(sitting.cores())}
-    scale_table("Growing machines", sitting.run(starts, rounds)[1])
-
-
-def growth(title: str, job: dict, changes: dict[str, dict], rounds: int) -> None:
-    """Time this project with each of the changes to its job."""
-    starts = {name: partial(Worker, "Project", job | change) for name, change in changes.items()}
-    scale_table(title, sitting.run(starts, rounds)[1])
-
-
-def on_cores(count: int, job: dict) -> Worker:
-    """This project, held to so many cores."""
-    with sitting.on_cores(count):
-        return Worker("Project", job)
-
-
-def scale_table(title: str, answers: dict[str, list[dict]]) -> None:
-    """Print time, rate and memory of each, and its rate against the first's."""
-    first, rows = next(iter(answers.values())), []
-    for name, replies in answers.items():
-        rates = [reply["rate"] for reply in replies]
-        gained = span([reply["rate"] / base["rate"] for reply, base in zip(replies, first, strict=True)], ".2f")
-        seconds = span([reply["seconds"] for reply in replies], ".2f")
-        memory = max(reply["bytes"] for reply in replies) / 2**20
-        rows.append([name, f"{replies[0]['images']:,}", seconds, span(rates), gained, f"{memory:,.0f} MiB"])
-    header = ["", "images trained on", "seconds", "images a second", "times the first row's", "peak memory"]
-    table(title, header, rows)
-
-
-def table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table in Markdown, with the command that made it."""
-    command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
-    print(f"\n**{title}** (`{command}`)\n")
-    for cells in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def span(values: list[float], form: str = ",.0f") -> str:
-    """The median of the rounds, with the least and the most."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
-
-
-def share(rates: list[float], needed: int, peak: float) -> str:
-    """The part of the peak that a median rate of images, each of which needs so many multiply-adds, amounts to."""
-    return f"{statistics.median(rates) * needed / (peak * 1e9):.0%}"
-
-
-def machine() -> str:
-    """The cores that are used and how busy they were before, as far as the system tells."""
+def describe_machine() -> str:
+    """Return the cores that are used and, where the system tells, how busy they were."""
     try:
         name = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
     except (OSError, TypeError):
         name = platform.processor() or platform.machine()
-    if not hasattr(os, "getloadavg"):
-        return f"{len(sitting.cores())} cores ({name})"
-    load = os.getloadavg()[0]
-    if load > QUIET:
-        sitting.say(f"other programs keep the cores busy (load {load:.1f}): expect low figures, PyTorch's above all")
-    return f"{len(sitting.cores())} cores ({name}), load {load:.1f} at the start"
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return f"{count_cores()} cores ({name}){load}"
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+# The processes: a contestant is a pool of one, which sleeps between its rounds
+
+
+def start(prepare: Callable, job: Job) -> ProcessPoolExecutor:
+    """Start a process, and let it get ready and warm. Raises what `prepare` raises."""
+    pool = ProcessPoolExecutor(1, PROCESSES, silence)
+    try:
+        pool.submit(keep_round, prepare, job).result()
+    except BaseException:
+        pool.shutdown()
+        raise
+    return pool
+
+
+def silence() -> None:
+    """Let the main process alone hear Ctrl-C, and print to standard output, where libraries would print, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
+
+
+def keep_round(prepare: Callable, job: Job) -> None:
+    """In the contestant's process: prepare it."""
+    global run_prepared
+    run_prepared = prepare(job)
+
+
+def run_round() -> float:
+    """In the contestant's process: run a round, and return its rate."""
+    return run_prepared()
+
+
+def choose_contestants(compares_torch: bool) -> dict[str, Callable]:
+    """Return the function that prepares each contestant, by its name."""
+    contestants = {OURS: prepare_project, PLAIN: prepare_plain_keras, DECODING: prepare_decoding}
+    contestants[PEAKS[0]] = partial(prepare_products, framework="tensorflow")
+    if compares_torch:
+        contestants[PEAKS[1]] = partial(prepare_products, framework="torch")
+        for name, compiles in (("PyTorch, eager", False), ("PyTorch, compiled", True)):
+            contestants[name] = partial(prepare_torch, compiles=compiles, channels_last=False)
+            contestants[f"{name}, channels_last"] = partial(prepare_torch, compiles=compiles, channels_last=True)
+    return contestants
+
+
+def take_turns(contestants: dict[str, Callable], job: Job, rounds: int) -> dict[str, list[float]]:
+    """Start all contestants, and let each run a round in turn. Return the rates of each.
+
+    A compiled PyTorch that does not start is left out, as it needs a C++ compiler. Other errors are raised.
+    """
+    with ExitStack() as stack:
+        pools = {}
+        for name, prepare in contestants.items():
+            say(f"{name}: starting")
+            try:
+                pools[name] = stack.enter_context(start(prepare, job))
+            except Exception as error:
+                if "compiled" not in name:
+                    raise
+                say(f"{name}: left out ({error})")
+        rates = {name: [] for name in pools}
+        for number in range(1, rounds + 1):
+            for name, pool in pools.items():
+                time.sleep(PAUSE)
+                rates[name].append(pool.submit(run_round).result())
+                say(f"{name}: round {number} of {rounds}: {rates[name][-1]:,.0f} a second")
+    return rates
+
+
+def say(line: str) -> None:
+    """Print the progress on standard error; standard output is for the table."""
+    print(f"-> {line}", file=sys.stderr, flush=True)
+
+
+# The contestants. Each function prepares one, and returns a function that runs a round and returns its rate.
+
+
+def prepare_project(job: Job) -> Callable[[], float]:
+    """Train as main.py does: images a second."""
+    vae = build_vae(job)
+    from vae.batches import Batches
+    from vae.callbacks import Reseed
+
+    def train(images: np.ndarray) -> float:
+        batches = Batches(images, job.options.batch_size, seed=0, shuffle=True)
+        return time_fit(vae, len(images), x=batches, shuffle=False, callbacks=[Reseed(batches, 0)])
+
+    images = job.make_images()
+    train(images[: job.warmup])
+    return partial(train, images)
+
+
+def build_vae(job: Job):
+    """Build the VAE of main.py, compiled."""
+    terminal.import_keras()
+    images = job.make_images()
+    return project.build_vae(job.options, data.Dataset("random", images, None, None, images, None, "", "random"))
+
+
+def prepare_plain_keras(job: Job) -> Callable[[], float]:
+    """Train the VAE of model.py by Keras's `fit` and Adam, with their defaults: images a second."""
+    import keras
+
+    from model import VAE
+
+    keras.utils.set_random_seed(0)
+    options = job.options
+    vae = VAE(*settings.NETWORKS[options.network].build((28, 28), options.hidden_dim, options.latent_dim))
+    vae.compile(keras.optimizers.Adam(options.learning_rate))
+
+    def train(images: np.ndarray) -> float:
+        return time_fit(vae, len(images), x=images, batch_size=options.batch_size)
+
+    images = data.to_pixels(job.make_images())
+    train(images[: job.warmup])
+    return partial(train, images)
+
+
+def time_fit(vae, count: int, callbacks: list | tuple = (), **arguments) -> float:
+    """Train one epoch of `count` images by `fit`, and return images a second up to the end of the last step."""
+    import keras
+
+    times = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: times.append(time.perf_counter()),
+        on_train_batch_end=lambda batch, logs: times.append(time.perf_counter()),
+    )
+    vae.fit(callbacks=[*callbacks, watch], verbose=0, **arguments)
+    return count / (times[-1] - times[0])
+
+
+def prepare_torch(job: Job, compiles: bool, channels_last: bool) -> Callable[[], float]:
+    """Train the same network in PyTorch: images a second."""
+    os.environ |= {"OMP_NUM_THREADS": str(count_cores()), "OMP_PROC_BIND": "CLOSE", "OMP_SCHEDULE": "STATIC"}
+    import torch
+
+    torch.manual_seed(0)
+    vae = build_torch_vae(job, channels_last)
+    optimizer = torch.optim.Adam(vae.parameters(), job.options.learning_rate, eps=1e-7, fused=True)
+    step = torch.compile(vae) if compiles else vae
+    images = torch.from_numpy(data.to_pixels(job.make_images()))
+
+    def train(count: int) -> float:
+        began = time.perf_counter()
+        for chosen in torch.randperm(count).split(job.options.batch_size):
+            _, loss = step(images[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return count / (time.perf_counter() - began)
+
+    train(job.warmup)
+    return partial(train, len(images))
+
+
+def build_torch_vae(job: Job, channels_last: bool):
+    """Build `standard` in PyTorch with the weights of the Keras layers; ValueError where it computes something else."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class TorchVAE(nn.Module):
+        def __init__(self, hidden_dim: int, latent_dim: int):
+            super().__init__()
+            self.lstm = nn.LSTM(28, hidden_dim, batch_first=True)
+            self.dropout = nn.Dropout(0.1)
+            self.mean = nn.Linear(28 * hidden_dim, latent_dim)
+            self.log_var = nn.Linear(28 * hidden_dim, latent_dim)
+            self.dense1 = nn.Linear(latent_dim, 256)
+            self.dense2 = nn.Linear(256, 7 * 7 * 64)
+            self.tconv1 = nn.ConvTranspose2d(64, 64, 3, padding=1)
+            self.tconv2 = nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1)
+            self.tconv3 = nn.ConvTranspose2d(32, 4, 3, padding=1)
+
+        def forward(self, images, epsilon=None):
+            """Return the logits (n, 28, 28), and the loss in nats per image."""
+            h = self.dropout(self.lstm(images)[0].flatten(1))
+            mean, log_var = self.mean(h), self.log_var(h)
+            epsilon = torch.randn_like(mean) if epsilon is None else epsilon
+            z = mean + torch.exp(0.5 * log_var) * epsilon
+            h = functional.silu(self.dense2(functional.silu(self.dense1(z))))
+            # A view in the memory format that the convolutions work in: nothing is copied.
+            h = h.view(-1, 7, 7, 64).permute(0, 3, 1, 2) if channels_last else h.view(-1, 64, 7, 7)
+            h = functional.silu(self.tconv1(h))
+            h = functional.silu(self.tconv2(h))  # (batch, 32, 14, 14)
+            logits = functional.pixel_shuffle(self.tconv3(h), 2)[:, 0]  # (batch, 28, 28)
+            reconstruction = functional.binary_cross_entropy_with_logits(logits, images, reduction="sum")
+            kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum()
+            return logits, (reconstruction + kl) / len(images)
+
+    vae = TorchVAE(job.options.hidden_dim, job.options.latent_dim)
+    with np.load(job.reference) as reference:
+        arrays = {name: torch.from_numpy(reference[name]) for name in reference.files}
+    vae.load_state_dict(convert_weights(arrays, channels_last))
+    if channels_last:
+        vae = vae.to(memory_format=torch.channels_last)
+    vae.eval()
+    with torch.inference_mode():
+        logits, loss = vae(arrays["images"], arrays["epsilon"])
+    vae.train()
+    if (logits - arrays["logits"]).abs().max() > TOLERANCE or (loss - arrays["loss"]).abs() > TOLERANCE:
+        raise ValueError("PyTorch computes other logits, or another loss, than Keras")
+    return vae
+
+
+def convert_weights(arrays: dict, channels_last: bool) -> dict:
+    """Return the weights of the Keras layers in PyTorch's order, under PyTorch's names."""
+    kernel, recurrent, bias = (arrays[f"lstm_{index}"] for index in range(3))
+    lstm = {"weight_ih_l0": kernel.T, "weight_hh_l0": recurrent.T, "bias_ih_l0": bias, "bias_hh_l0": 0 * bias}
+    weights = {f"lstm.{name}": array for name, array in lstm.items()}
+    for name in ("mean", "log_var", "dense1", "dense2", "tconv1", "tconv2", "tconv3"):
+        kernel = arrays[f"{name}_0"]  # of a convolution: (height, width, out, in)
+        weights[f"{name}.weight"] = kernel.T if kernel.ndim == 2 else kernel.permute(3, 2, 0, 1)
+        weights[f"{name}.bias"] = arrays[f"{name}_1"]
+    if not channels_last:  # then the outputs of dense2 are ordered (64, 7, 7)
+        for name in ("dense2.weight", "dense2.bias"):
+            weights[name] = weights[name].unflatten(0, (49, 64)).transpose(0, 1).flatten(0, 1)
+    return weights
+
+
+def write_reference(job: Job) -> tuple[int, int]:
+    """Write the weights of the Keras layers and what they compute. Return the multiply-adds to train and to decode."""
+    vae = build_vae(job)
+    import keras
+
+    from model import kl_loss, logits_of, reconstruction_loss
+
+    images = data.to_pixels(job.make_images()[: job.options.batch_size])
+    mean, log_var = vae.encoder(images)
+    epsilon = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
+    logits = logits_of(vae.decoder)(mean + keras.ops.exp(0.5 * log_var) * epsilon)
+    loss = keras.ops.mean(reconstruction_loss(images, logits) + kl_loss(mean, log_var))
+    layers = [*vae.encoder.layers, *vae.decoder.layers]
+    weights = {f"{layer.name}_{i}": array for layer in layers for i, array in enumerate(layer.get_weights())}
+    np.savez(job.reference, images=images, epsilon=epsilon, logits=logits, loss=loss, **weights)
+
+    # Backward, the gradients of a layer's weights and of its input cost a forward pass each. Nobody needs the gradient
+    # of the image.
+    unneeded = 28 * math.prod(vae.encoder.get_layer("lstm").weights[0].shape)
+    return 3 * sum(map(count_products, layers)) - unneeded, sum(map(count_products, vae.decoder.layers))
+
+
+def count_products(layer) -> int:
+    """Return the multiply-adds of a layer's forward pass, for one image: those of weights with its inputs.
+
+    Each weight of a matrix or of a kernel is used once at each position: a row that an LSTM reads, or a pixel that a
+    transposed convolution reads. (Products with the border are counted in full.)
+    """
+    if not layer.weights:
+        return 0
+    positions = math.prod(layer.input.shape[1:-1])
+    return positions * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
+
+
+def prepare_decoding(job: Job) -> Callable[[], float]:
+    """Decode latent vectors as generator.py does: images a second."""
+    decoder = build_vae(job).decoder
+    z = np.random.default_rng(0).standard_normal((DECODED, decoder.input_shape[1]), np.float32)
+
+    def decode() -> float:
+        batches = iter(np.split(z, range(generator.BATCH, DECODED, generator.BATCH)))
+        began = time.perf_counter()
+        for _ in generator.decode("digits", decoder, batches, (DECODED, 1)).batches:
+            pass
+        return DECODED / (time.perf_counter() - began)
+
+    decode()
+    return decode
+
+
+def prepare_products(job: Job, framework: str) -> Callable[[], float]:
+    """Multiply square matrices: multiply-adds a second, for the best size."""
+    if framework == "torch":
+        from torch import mm, randn
+    else:
+        terminal.import_keras()
+        from tensorflow.linalg import matmul as mm
+        from tensorflow.random import normal as randn
+    pairs = {size: randn((2, size, size)) for size in PEAK_SIZES}
+
+    def multiply() -> float:
+        best = 0.0
+        for size, (a, b) in pairs.items():
+            for _ in range(PEAK_REPEATS):
+                began = time.perf_counter()
+                mm(a, b)
+                best = max(best, size**3 / (time.perf_counter() - began))
+        return best
+
+    multiply()
+    return multiply
+
+
+# The results
+
+
+def print_results(rates: dict[str, list[float]], options: Namespace, products: tuple[int, int]) -> None:
+    """Print the peak, the decoding speed and the table of training. `products` has multiply-adds an image."""
+    peaks = {name: max(rates.pop(name)) for name in PEAKS if name in rates}
+    peak = max(peaks.values())
+    listed = ", ".join(f"{2 * rate / 1e9:,.0f} GFLOP/s by {name}" for name, rate in peaks.items())
+    print(f"\nThe peak (float32; a multiply-add is 2 FLOP): {listed}.")
+    decoding = rates.pop(DECODING)
+    print(
+        f"generator.py decodes {summarise(decoding)} images a second, {share_of(peak, decoding, products[1])} of the "
+        f"peak ({products[1]:,} multiply-adds an image)."
+    )
+    command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
+    print(f"\n**Training `{options.network}`, batches of {options.batch_size}** (`{command}`)\n")
+    print(f"| trained by | images a second | {OURS} is faster, times | share of the peak |\n|---|---|---|---|")
+    for name, own in rates.items():
+        faster = "" if name == OURS else summarise([a / b for a, b in zip(rates[OURS], own, strict=True)], ".2f")
+        print(f"| {name} | {summarise(own)} | {faster} | {share_of(peak, own, products[0])} |")
+    print(f"\nMedians over the rounds (lowest–highest). {products[0]:,} multiply-adds an image, forward and backward.")
+    torch = {name: statistics.median(own) for name, own in rates.items() if name.startswith("PyTorch")}
+    if torch:
+        print(f"The fastest of PyTorch's variants: {max(torch, key=torch.get)}.")
+
+
+def summarise(values: list[float], form: str = ",.0f") -> str:
+    """Return the median of the rounds, with the lowest and the highest."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+
+
+def share_of(peak: float, rates: list[float], products: int) -> str:
+    """Return the median rate as a share of the peak, for images that need so many multiply-adds."""
+    return f"{statistics.median(rates) * products / peak:.0%}"
 
 
 if __name__ == "__main__":
-    console.run(main)
+    terminal.run(main)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,17 +16,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--dataset", "digits", "--epochs", "2", "--hidden-dim", "8", "--latent-dim", "3", "--batch-size", "64")
-SMALL_RUN = (*SMALL, "--learning-rate", "0.01", "--seed", "3")
+SMALL_RUN = (*SMALL, "--learning-rate", "0.01", "--seed", "3", "--binarize")
 
 # Set before Keras and Matplotlib are imported: both look into the home folder then.
 HOME = tempfile.mkdtemp(prefix="vae-tests-")
-os.environ |= {name: HOME for name in ("HOME", "KERAS_HOME", "MPLCONFIGDIR")} | {"VAE_CHECKPOINTS": f"{HOME}/none"}
-# As the scripts have it: the order of sums, and so the last digit, hangs on both.
+os.environ |= {name: HOME for name in ("HOME", "USERPROFILE", "KERAS_HOME", "MPLCONFIGDIR")}
+os.environ["VAE_CHECKPOINTS"] = f"{HOME}/none"
+# As in the scripts: the order of sums, and so the last digit, depends on both.
 os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_ENABLE_ONEDNN_OPTS": "1"}
-# Two tests run at a time: more threads than that, in NumPy or scikit-learn, would wait for one another.
+# Two tests run at a time: with more threads than that, NumPy and scikit-learn would wait.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide output that waits in a buffer
-# What runs in the background of a shell ignores Ctrl-C, and so does all that it starts; the scripts here shall not.
+# A background job of a shell ignores Ctrl-C, and so does all that it starts; the scripts here shall not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if "MNIST_DIR" in os.environ:
     os.environ["MNIST_DIR"] = os.path.abspath(os.environ["MNIST_DIR"])
@@ -50,7 +50,7 @@ def root(tmp_path, monkeypatch) -> Path:
     return tmp_path / "runs"
 
 
-class Run(NamedTuple):
+class EndedRun(NamedTuple):
     """A run that has ended: its folder, and all that it printed."""
 
     folder: Path
@@ -58,10 +58,10 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Run:
-    """A small model of the digits, trained by a process of its own that writes to a log file. Not to be changed."""
+def small_run(tmp_path_factory) -> EndedRun:
+    """A small model of the digits, trained by a process of its own that writes to a log file. Do not change it."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"  # all workers look at one run
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"  # one for all workers
     deadline = time.monotonic() + 300
     try:
         folder.mkdir()
@@ -76,7 +76,7 @@ def small_run(tmp_path_factory) -> Run:
         (folder / f"exit-{status}").touch()
     log = (folder / "log.txt").read_bytes().decode()
     assert (folder / "exit-0").exists(), log
-    return Run(folder / "runs" / "standard-digits-001", log)
+    return EndedRun(folder / "runs" / "standard-digits-001", log)
 
 
 @pytest.fixture
@@ -87,12 +87,31 @@ def run_copy(small_run, root) -> Path:
 
 @pytest.fixture
 def plain_keras():
-    """Keras, with the settings that a script changed put back after the test."""
+    """Keras; the settings that a script changes are reset after the test."""
     import keras
 
     yield keras
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, plain_keras) -> Path:
+    """An empty folder to run scripts in, within this process."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def refuse(function, *arguments) -> str:
+    """Return the one line with which a call is refused."""
+    from vae.terminal import UserError
+
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    line = str(caught.value)
+    assert line and "\n" not in line and len(line) < 700
+    return line
 
 
 def start(script: str, *arguments, **options) -> subprocess.Popen:
@@ -107,17 +126,19 @@ def finish(script: str, *arguments, **options) -> subprocess.CompletedProcess:
 
 
 def snapshot(folder: Path) -> dict[str, tuple]:
-    """All that lies in a folder, each file with its content and the time of its last change."""
+    """Return every file and folder in a folder, with the content of files and the time of their last change."""
     return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        str(path.relative_to(folder)): path.is_file()
+        and (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.name != ".lock"
     }
 
 
 @contextlib.contextmanager
 def full_disk(size: int):
     """Let no file grow beyond so many bytes, as if the disk were full."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -1,160 +1,173 @@
-"""The published networks: their stages, and what each needs to be trained, kept and restored."""
+"""Every network: its layers and sizes as published, for images of any size, and what training and saving ask of it."""
 
-import re
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
-import main
 import model
-from vae import archive, console, training
-from vae.settings import NETWORKS, Network
+from vae import networks
+from vae.networks import NETWORKS
+from vae.settings import read_settings
 
-STAGES = {  # as published; the batch comes first
-    "readout": (
-        [("image", 28, 28), ("lstm", 28, 64), ("flatten", 1792), ("mu", 64), ("sigma", 64), ("epsilon", 64), ("z", 64)],
-        [
-            ("z", 64),
-            ("dense1", 98),
-            ("dense2", 196),
-            ("reshape", 14, 14, 1),
-            ("tconv1", 14, 14, 64),
-            ("dropout1", 14, 14, 64),
-            ("tconv2", 14, 14, 32),
-            ("dropout2", 14, 14, 32),
-            ("tconv3", 28, 28, 32),
-            ("dropout3", 28, 28, 32),
-            ("flatten", 25088),
-            ("dense3", 784),
-            ("logits", 28, 28),
-            ("pixels", 28, 28),
-        ],
-    ),
-    "posterior": (
-        [("lstm", 28), ("dense1", 200), ("dense2", 200), ("mu", 2), ("sigma", 2)],
-        [
-            ("dense1", 24),
-            ("dense2", 3136),
-            ("reshape", 7, 7, 64),
-            ("tconv1", 14, 14, 64),
-            ("tconv2", 28, 28, 32),
-            ("tconv3", 28, 28, 1),
-        ],
-    ),
-    "dense": ([("lstm", 256), ("mu", 16), ("sigma", 16)], [("dense1", 256), ("dense2", 784)]),
-    "batchnorm": (
-        [("normalization", 28, 28), ("lstm", 28, 32), ("dense", 256), ("mu", 32)],
-        [
-            *((f"{kind}1", 7, 7, 64) for kind in ("tconv", "batchnorm", "pooling", "dropout")),
-            *((f"{kind}2", 14, 14, 32) for kind in ("tconv", "batchnorm", "pooling", "dropout")),
-            *((f"{kind}3", 28, 28, 8) for kind in ("tconv", "batchnorm", "pooling", "dropout")),
-            ("pixels", 28, 28),
-        ],
-    ),
-    "plane": (
-        [("lstm", 64), ("dense", 128), ("mu", 2), ("sigma", 2)],
-        [("tconv1", 14, 14, 32), ("tconv2", 28, 28, 32), ("tconv3", 28, 28, 1)],
-    ),
+PUBLISHED = {  # epochs, batch size, learning rate, hidden and latent dimensions, validation split; parameters
+    "standard": (50, 200, 8e-3, 64, 32, 0, 1_023_844),
+    "readout": (50, 100, 1e-3, 64, 64, 0, 19_977_214),
+    "softplus": (50, 100, 4e-3, 28, 2, 0, 187_341),
+    "dense": (30, 256, 6e-3, 256, 16, 0.3, 505_904),
+    "batchnorm": (50, 100, 1e-3, 32, 32, 0, 431_697),
+    "plane": (170, 250, 8e-3, 64, 2, 0, 56_133),
 }
+# The layers of the encoder and of the decoder: shape of the output, activation, side of the kernel, rate of dropout.
+LAYERS = {
+    "standard": """
+        image 28x28, lstm 28x64 tanh, flatten 1792, dropout 1792 0.1, mean 32 linear, log_var 32 linear;
+        z 32, dense1 256 silu, dense2 3136 silu, reshape 7x7x64, tconv1 7x7x64 silu 3, tconv2 14x14x32 silu 4,
+        tconv3 14x14x4 linear 3, pixels_2x2 14x14x2x2, interleave 14x2x14x2, logits 28x28, pixels 28x28 sigmoid""",
+    "readout": """
+        image 28x28, lstm 28x64 tanh, flatten 1792, mean 64 linear, log_var 64 linear;
+        z 64, dense1 98 relu, dense2 196 relu, reshape 14x14x1, tconv1 14x14x64 relu 3, dropout1 14x14x64 0.25,
+        tconv2 14x14x32 relu 3, dropout2 14x14x32 0.25, tconv3 28x28x32 relu 3, dropout3 28x28x32 0.25, flatten 25088,
+        dense3 784 linear, logits 28x28, pixels 28x28 sigmoid""",
+    "softplus": """
+        image 28x28, lstm 28 tanh, dense1 200 relu, dense2 200 relu, scale 2 softplus, mean 2 linear;
+        z 2, dense1 24 relu, dense2 3136 relu, reshape 7x7x64, tconv1 14x14x64 relu 3, tconv2 28x28x32 relu 3,
+        tconv3 28x28x1 linear 3, logits 28x28, pixels 28x28 sigmoid""",
+    "dense": """
+        image 28x28, lstm 256 tanh, mean 16 linear, log_var 16 linear;
+        z 16, dense1 256 relu, dense2 784 linear, logits 28x28, pixels 28x28 sigmoid""",
+    "batchnorm": """
+        image 28x28, normalization 28x28, lstm 28x32 tanh, flatten 896, relu 896, dense 256 relu, mean 32 linear,
+        log_var 32 linear;
+        z 32, dense 3136 relu, reshape 7x7x64,
+        tconv1 7x7x64 relu 3, batchnorm1 7x7x64, pooling1 7x7x64, dropout1 7x7x64 0.1,
+        tconv2 14x14x32 relu 4, batchnorm2 14x14x32, pooling2 14x14x32, dropout2 14x14x32 0.1,
+        tconv3 28x28x8 relu 4, batchnorm3 28x28x8, pooling3 28x28x8, dropout3 28x28x8 0.1,
+        tconv4 28x28x1 linear 3, logits 28x28, pixels 28x28 sigmoid""",
+    "plane": """
+        image 28x28, lstm 64 tanh, dense 128 relu, mean 2 linear, log_var 2 linear;
+        z 2, dense 1568 relu, reshape 7x7x32, tconv1 14x14x32 relu 3, tconv2 28x28x32 relu 3, tconv3 28x28x1 linear 3,
+        logits 28x28, pixels 28x28 sigmoid""",
+}
+SMALL = (12, 8)  # the smallest image of unequal sides that every network can draw
+LATENT = 5
 
 
-def built(name: str) -> tuple[keras.Model, keras.Model]:
-    """A network with its own sizes."""
-    return model.build(name, NETWORKS[name].hidden_dim, NETWORKS[name].latent_dim)
+def outline(name: str, image_shape: tuple[int, int] = (28, 28)) -> tuple[keras.Model, keras.Model]:
+    """Build a network with its default sizes, but draw no weights: readout would have 300 million for 64 x 48."""
+    with keras.StatelessScope(initialize_variables=False):
+        return NETWORKS[name].build(image_shape, NETWORKS[name].hidden_dim, NETWORKS[name].latent_dim)
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_the_stages_are_the_published_ones_in_their_order(name):
-    encoder, decoder = built(name)
-    for lines, published in zip(
-        (console.encoder_stages(encoder), console.decoder_stages(decoder)), STAGES[name], strict=True
-    ):
-        found = [re.sub(r": +", " ", line) for line in lines]
-        wanted = [f"{stage} (None, {', '.join(map(str, shape))})" for stage, *shape in published]
-        assert [line for line in found if line in wanted] == wanted
-        if name == "readout":
-            assert found == wanted
+def describe(layer: layers.Layer) -> str:
+    shape = "x".join(map(str, layer.output.shape[1:]))
+    activation = getattr(getattr(layer, "activation", None), "__name__", "")
+    kernel = layer.kernel_size[0] if isinstance(layer, layers.Conv2DTranspose) else ""
+    return " ".join(f"{layer.name} {shape} {activation} {kernel} {getattr(layer, 'rate', '')}".split())
 
 
-def test_what_the_originals_fix_inside_their_layers():
-    _, decoder = built("readout")
-    convolutions = [layer for layer in decoder.layers if isinstance(layer, layers.Conv2DTranspose)]
-    assert {layer.kernel_size for layer in convolutions} == {(3, 3)}
-    assert {layer.activation.__name__ for layer in convolutions} == {"relu"}
-    lstm = built("dense")[0].get_layer("lstm")
-    assert (lstm.activation.__name__, lstm.recurrent_activation.__name__) == ("tanh", "sigmoid")
-    normalised = built("batchnorm")[0].get_layer("normalization")(np.array([[[0.1307]], [[0.4388]]], np.float32))
-    np.testing.assert_allclose(np.ravel(normalised), [0, 1], atol=1e-4)
-    kinds = [type(layer).__name__ for layer in built("batchnorm")[1].layers]
-    assert kinds[3:7] == ["Conv2DTranspose", "BatchNormalization", "AveragePooling2D", "Dropout"]
+@pytest.fixture(params=NETWORKS)
+def network(request) -> tuple[keras.Model, keras.Model]:
+    """The encoder and the decoder of each network in turn, for small images."""
+    keras.utils.set_random_seed(1)
+    return NETWORKS[request.param].build(SMALL, 6, LATENT)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_softplus_scale_reaches_the_encoder_as_log_var(seed):
-    keras.utils.set_random_seed(seed)
-    encoder, _ = built("posterior")
-    images = np.random.default_rng(seed).random((5, 28, 28), np.float32)
-    scale = keras.Model(encoder.input, encoder.get_layer("scale").output)(images)
-    assert np.min(scale) > 0
-    np.testing.assert_allclose(np.exp(np.asarray(encoder(images)[1]) / 2), scale, rtol=1e-5)
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(11).random((9, *SMALL), np.float32)
 
 
-@pytest.mark.parametrize("name", ["posterior", "batchnorm"])  # with the layers that the others lack
-def test_a_step_of_training_is_kept_and_restored_to_the_last_bit(name, tmp_path, plain_keras):
-    settings = main.complete({"network": name, "batch_size": 8, "hidden_dim": 6})
-    images = np.random.default_rng(2).random((8, 28, 28), np.float32)
-    vae = main.make_model(settings, 10, shards=2)
-    before = [np.array(weight) for weight in vae.weights]
-    vae.reseed(0)
-    for _ in range(2):  # the first step of a warm-up is none
-        vae.train_on_batch(images)
-    changed = [not np.array_equal(old, new) for old, new in zip(before, vae.weights, strict=True)]
-    assert all(changed)  # the averages of batch normalisation, too
-    arrays = training.state(vae, [], "run")
-    other = main.make_model(settings | {"seed": 1}, 10, shards=2)
-    training.restore(other, arrays, "run")
-    for each in (vae, other):
-        each.reseed(1)
-        each.train_on_batch(images)
-    for one, two in zip(vae.weights, other.weights, strict=True):
-        np.testing.assert_array_equal(one, two)
-
-    latent = settings["latent_dim"]
-    for half, shapes in (("encoder", [(28, 28), [(latent,)] * 2]), ("decoder", [(latent,), [(28, 28)]])):
-        own = getattr(vae, half)
-        own.save(tmp_path / f"{half}.keras")
-        loaded = archive.load_model(tmp_path, half, *shapes)
-        probe = np.random.default_rng(3).random((4, *shapes[0]), np.float32)
-        for one, two in zip(*(keras.tree.flatten(each(probe)) for each in (own, loaded)), strict=True):
-            np.testing.assert_array_equal(one, two)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_parameters_and_defaults(name):
+    *defaults, parameters = PUBLISHED[name]
+    fields = ("epochs", "batch_size", "learning_rate", "hidden_dim", "latent_dim", "validation_split")
+    assert [getattr(NETWORKS[name], field) for field in fields] == defaults
+    assert NETWORKS[name].in_shards == (name not in ("readout", "batchnorm"))
+    halves = outline(name)
+    assert sum(half.count_params() for half in halves) == parameters
+    assert "; ".join(", ".join(map(describe, half.layers)) for half in halves) == " ".join(LAYERS[name].split())
 
 
-def test_a_seventh_network_is_a_row_and_a_builder(monkeypatch, root, tmp_path, capsys):
-    def linear(hidden_dim: int, latent_dim: int) -> tuple[keras.Model, keras.Model]:
-        image, z = keras.Input((28, 28)), keras.Input((latent_dim,))
-        h = layers.LSTM(hidden_dim)(image)
-        halves = [layers.Dense(latent_dim, name=name)(h) for name in ("mean", "log_var")]
-        logits = layers.Reshape((28, 28), name="logits")(layers.Dense(784)(z))
-        return keras.Model(image, halves), keras.Model(z, layers.Activation("sigmoid")(logits))
-
-    monkeypatch.setitem(NETWORKS, "linear", Network("a seventh", 1, 50, 1e-2, 4, 2))
-    monkeypatch.setitem(model.BUILDERS, "linear", linear)
-    digits = np.random.default_rng(0).random((50, 28, 28), np.float32)
-    np.savez(tmp_path / "one_step.npz", x_train=digits, x_test=digits)
-    main.main(["--network", "linear", "--data", str(tmp_path / "one_step.npz")])
-    assert "network =  linear" in capsys.readouterr().out
-    assert (root / "linear-one_step-001" / "decoder.keras").exists()
+def test_batchnorm_normalises_by_the_mean_and_deviation_of_mnist():
+    normalization = outline("batchnorm")[0].get_layer("normalization")
+    pixels = np.array([[[0.1307], [0.1307 + 0.3081]]], np.float32)
+    np.testing.assert_allclose(np.ravel(ops.convert_to_numpy(normalization(pixels))), [0, 1], atol=1e-4)
 
 
-def test_network_help_lists_every_network_with_its_parameters(capsys):
-    main.main(["--network", "help"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[::2]] == list(NETWORKS)
-    for line, defaults in zip(lines[::2], lines[1::2], strict=True):
-        name, count = line.split()[:2]
-        assert int(count.replace(",", "")) == sum(half.count_params() for half in built(name))
-        assert NETWORKS[name].summary in line
-        given = main.parse(defaults.split())
-        assert len(given) == 6 and main.complete({"network": name}) == main.complete({"network": name} | given)
+@pytest.mark.parametrize("image_shape", [(32, 32), (64, 48)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_images_of_other_sizes(name, image_shape):
+    encoder, decoder = outline(name, image_shape)
+    latent = (None, NETWORKS[name].latent_dim)
+    assert encoder.input_shape == decoder.output_shape == (None, *image_shape)
+    assert encoder.output_shape == [latent, latent] and decoder.input_shape == latent
+
+
+def test_images_become_latents_become_images(network, images):
+    encoder, decoder = network
+    mean, log_var = map(ops.convert_to_numpy, encoder(images))
+    assert mean.shape == log_var.shape == (len(images), LATENT)
+    assert mean.min() < 0 < mean.max()
+    z = 3 * np.random.default_rng(2).standard_normal((9, LATENT), np.float32)
+    pixels = ops.convert_to_numpy(decoder(z))
+    logits = ops.convert_to_numpy(model.logits_of(decoder)(z))
+    assert pixels.shape == logits.shape == images.shape
+    assert logits.min() < 0 < logits.max()
+    np.testing.assert_allclose(pixels, 1 / (1 + np.exp(-logits.astype(np.float64))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [-50.0, 10.0])
+def test_the_posterior_is_not_bounded(network, images, value):
+    encoder, _ = network
+    names = [layer.name for layer in encoder.layers]
+    softplus = np.log(np.expm1(np.exp(value / 2))) if value > 0 else value / 2  # softplus(it) = exp(value / 2)
+    pinned = {"mean": value, "scale": softplus} if "scale" in names else {"mean": value, "log_var": value}
+    for name, bias in pinned.items():
+        kernel, biases = encoder.get_layer(name).get_weights()
+        encoder.get_layer(name).set_weights([0 * kernel, 0 * biases + bias])
+    for found in encoder(images):
+        np.testing.assert_allclose(ops.convert_to_numpy(found), value, rtol=1e-3)
+
+
+def test_a_saved_network_loads_in_safe_mode_and_gives_the_same_to_the_last_bit(network, images, tmp_path):
+    z = np.random.default_rng(3).standard_normal((9, LATENT), np.float32)
+    for half, probe in zip(network, (images, z), strict=True):
+        assert all(type(layer).__module__.startswith("keras.") for layer in half.layers)
+        half.save(tmp_path / "half.keras")
+        loaded = keras.saving.load_model(tmp_path / "half.keras")
+        for one, two in zip(*(keras.tree.flatten(each(probe)) for each in (half, loaded)), strict=True):
+            np.testing.assert_array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(two))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_results_are_float32_under_mixed_precision(name, images, plain_keras):
+    plain_keras.config.set_dtype_policy("mixed_bfloat16")
+    encoder, decoder = NETWORKS[name].build(SMALL, 6, LATENT)
+    mean, log_var = encoder(images)
+    for tensor in (mean, log_var, decoder(mean), *model.VAE(encoder, decoder)(images, training=True)):
+        assert keras.backend.standardize_dtype(tensor.dtype) == "float32"
+    for half in (encoder, decoder):
+        assert any(layer.compute_dtype == "bfloat16" for layer in half.layers if layer.weights)
+        assert all(variable.dtype == "float32" for variable in half.trainable_variables)
+
+
+def test_older_runs_call_softplus_posterior():
+    assert read_settings({"settings": {"network": "posterior"}}, Path("config.json")).network == "softplus"
+
+
+def test_a_seventh_network_is_one_function(monkeypatch):
+    monkeypatch.setattr(networks, "NETWORKS", {})
+
+    @networks.network(epochs=1, batch_size=50, learning_rate=1e-2, hidden_dim=4, latent_dim=2)
+    def linear(image_shape, hidden_dim, latent_dim):
+        """A linear network.
+
+        More about it.
+        """
+
+    seventh = networks.NETWORKS["linear"]
+    assert (seventh.build, seventh.summary) == (linear, "A linear network.")
+    assert (seventh.epochs, seventh.validation_split, seventh.in_shards) == (1, 0.0, True)

@@ -1,4 +1,4 @@
-"""The figures: each digit in its place on a grid, and curves that show the numbers that they were given."""
+"""The figures: each image in its place on a grid, and curves that show the numbers that they were given."""
 
 import io
 
@@ -9,59 +9,54 @@ from PIL import Image
 
 from vae import plots
 
+HEIGHT, WIDTH = SIDES = (12, 8)
+GAP = 2
+
 
 @pytest.fixture
 def images():
-    return np.random.default_rng(3).random((7, 28, 28), np.float32)
+    return np.random.default_rng(3).random((7, *SIDES), np.float32)
 
 
-def cell(grid: np.ndarray, row: int, column: int, zoom: int) -> np.ndarray:
-    """The pixels (28, 28) of the digit in that place, from a grid of digits 2 pixels apart."""
-    top, left = (2 + (28 * zoom + 2) * index for index in (row, column))
-    return grid[top : top + 28 * zoom : zoom, left : left + 28 * zoom : zoom]
+def cell(grid: np.ndarray, row: int, column: int, zoom: int = 3) -> np.ndarray:
+    """Return one pixel (H, W) for each square of the image in that place."""
+    top, left = GAP + row * (HEIGHT * zoom + GAP), GAP + column * (WIDTH * zoom + GAP)
+    return grid[top : top + HEIGHT * zoom : zoom, left : left + WIDTH * zoom : zoom]
 
 
-def written(figure: Figure) -> Image.Image:
-    """The picture that a figure becomes."""
+def render(figure: Figure) -> np.ndarray:
+    """Return the picture that a figure becomes."""
     file = io.BytesIO()
     figure.savefig(file)
-    return Image.open(file)
+    return np.asarray(Image.open(file))
 
 
 # Grids
 
 
-def test_digits_lie_row_by_row_and_the_rest_is_black(images):
-    grid = plots.tile([images[:4], images[4:]], 7, columns=3)
-    zoom = 3
-    assert grid.dtype == np.uint8 and grid.shape == (2 + 3 * (28 * zoom + 2), 2 + 3 * (28 * zoom + 2))
+def test_images_lie_row_by_row_and_the_rest_is_black(images):
+    grid = plots.tile(iter([images[:4], images[4:]]), (7, *SIDES), columns=3)
+    assert grid.dtype == np.uint8 and grid.shape == (2 + 3 * 38, 2 + 3 * 26)
     for place, image in enumerate(images):
-        np.testing.assert_array_equal(cell(grid, *divmod(place, 3), zoom), np.rint(255 * image))
-    assert not cell(grid, 2, 1, zoom).any() and not cell(grid, 2, 2, zoom).any()
+        np.testing.assert_array_equal(cell(grid, *divmod(place, 3)), np.rint(255 * image))
+    assert not cell(grid, 2, 1).any() and not cell(grid, 2, 2).any()
 
 
-def test_a_pixel_is_a_square_and_between_digits_it_is_black():
-    grid = plots.tile([np.ones((4, 28, 28), np.float32)], 4, columns=2)
-    white = grid == 255
-    assert white.sum() == 4 * 84 * 84 and (grid[~white] == 0).all()
-    gaps = [0, 1, 86, 87, 172, 173]
-    assert not white[gaps].any() and not white[:, gaps].any()
+def test_a_pixel_is_a_square_and_between_images_it_is_black():
+    grid = plots.tile([np.ones((4, *SIDES), np.float32)], (4, *SIDES), columns=2)
+    rows, columns = (np.arange(2 + 2 * (3 * side + 2)) % (3 * side + 2) >= GAP for side in SIDES)
+    np.testing.assert_array_equal(grid, 255 * np.outer(rows, columns))
 
 
-def test_a_single_digit(images):
-    grid = plots.tile([images[:1]], 1, columns=10)
-    assert grid.shape == (88, 88)
-    np.testing.assert_array_equal(cell(grid, 0, 0, 3), np.rint(255 * images[0]))
-
-
-@pytest.mark.parametrize("count, columns, zoom", [(100, 10, 3), (400, 20, 3), (10_000, 100, 1), (150, 1, 1)])
-def test_digits_are_large_on_small_grids_and_never_smaller_than_they_are(count, columns, zoom):
-    grid = plots.tile([np.zeros((count, 28, 28), np.float32)], count, columns)
-    assert grid.shape == (2 + (28 * zoom + 2) * (count // columns), 2 + (28 * zoom + 2) * columns)
+@pytest.mark.parametrize("count, columns, zoom", [(1, 10, 3), (100, 10, 3), (10_000, 100, 1), (400, 1, 1), (180, 1, 1)])
+def test_images_are_large_on_small_grids_and_never_smaller_than_they_are(count, columns, zoom):
+    grid = plots.tile([np.zeros((count, 28, 20), np.uint8)], (count, 28, 20), columns)
+    columns = min(columns, count)
+    assert grid.shape == (2 + (28 * zoom + 2) * (count // columns), 2 + (20 * zoom + 2) * columns)
 
 
 def test_a_png_holds_the_grid_pixel_for_pixel(images, tmp_path):
-    grid = plots.tile([images], 7, columns=4)
+    grid = plots.tile([images], images.shape, columns=4)
     plots.write_png(grid, tmp_path / "grid")  # whatever the name
     with Image.open(tmp_path / "grid") as picture:
         assert (picture.format, picture.mode) == ("PNG", "L")
@@ -71,32 +66,33 @@ def test_a_png_holds_the_grid_pixel_for_pixel(images, tmp_path):
 # Curves
 
 
-def make_rows(epochs: int) -> list[dict]:
-    names = [prefix + name for prefix in ("", "test_") for name in ("general_loss", "reconstruction_loss", "kl_loss")]
+def make_rows(epochs: int, held_out: str = "test_") -> list[dict]:
+    names = [prefix + name for prefix in ("", held_out) for name in ("general_loss", "reconstruction_loss", "kl_loss")]
     return [
         {"epoch": epoch, "seconds": 1.5} | {name: 100 * place + 1 / epoch for place, name in enumerate(names)}
         for epoch in range(1, epochs + 1)
     ]
 
 
-@pytest.mark.parametrize("epochs", [1, 5])
-def test_loss_curves_show_the_three_losses_of_training_and_test(epochs):
-    rows = make_rows(epochs)
+@pytest.mark.parametrize("epochs, held_out, who", [(1, "test_", "test"), (5, "val_", "validation")])
+def test_loss_curves_show_the_three_losses_of_training_and_held_out_images(epochs, held_out, who):
+    rows = make_rows(epochs, held_out)
     figure = plots.loss_curves(rows, "standard on digits")
     assert figure.get_suptitle() == "standard on digits"
     assert [axes.get_title() for axes in figure.axes] == ["General loss", "Reconstruction loss", "KL-divergence loss"]
     for axes, name in zip(figure.axes, ("general_loss", "reconstruction_loss", "kl_loss"), strict=True):
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "nats per image")
-        train, test = axes.get_lines()
-        for line, prefix, who in ((train, "", "train"), (test, "test_", "test")):
+        lines = axes.get_lines()
+        for line, prefix, label in zip(lines, ("", held_out), ("train", who), strict=True):
             assert line.get_xdata().tolist() == [row["epoch"] for row in rows]
             assert line.get_ydata().tolist() == [row[prefix + name] for row in rows]
-            assert line.get_label().startswith(who) and f"{rows[-1][prefix + name]:.2f}" in line.get_label()
-        assert train.get_linestyle() != test.get_linestyle()
+            assert line.get_label() == f"{label} ({rows[-1][prefix + name]:.2f})"
+            assert line.get_marker() == ("o" if epochs == 1 else "None")  # a single epoch is seen as a point
+        assert lines[0].get_linestyle() != lines[1].get_linestyle()
         assert axes.get_legend() is not None
         ticks = [tick for tick in axes.get_xticks() if 1 <= tick <= epochs]
         assert ticks and all(tick == round(tick) for tick in ticks)
-    assert np.ptp(np.asarray(written(figure))) == 255
+    assert np.ptp(render(figure)) == 255
 
 
 def test_the_first_epoch_does_not_press_the_others_together():
@@ -108,27 +104,23 @@ def test_the_first_epoch_does_not_press_the_others_together():
         assert bottom < later.min() < later.max() < top < 1000
 
 
-def test_a_single_epoch_is_seen_as_a_point():
-    assert all(
-        line.get_marker() == "o" for axes in plots.loss_curves(make_rows(1), "").axes for line in axes.get_lines()
-    )
-
-
-@pytest.mark.parametrize("count, columns, rows", [(6, 3, 2), (7, 3, 2), (2, 2, 1), (2, 10, 1), (1, 10, 1)])
+@pytest.mark.parametrize("count, columns, rows", [(6, 3, 2), (7, 3, 2), (2, 10, 1), (1, 10, 1)])
 def test_originals_are_above_their_reconstructions(count, columns, rows):
-    originals = np.random.default_rng(1).random((count, 28, 28), np.float32)
+    originals = np.random.default_rng(1).random((count, *SIDES), np.float32)
     figure = plots.reconstructions(originals, 1 - originals, "test images", columns)
     (axes,) = figure.axes
     grid = np.asarray(axes.images[0].get_array())
     columns = min(columns, count)
-    assert grid.shape == (2 + 86 * 2 * rows, 2 + 86 * columns)
+    assert grid.shape == (2 + 38 * 2 * rows, 2 + 26 * columns)
     for place in range(rows * columns):
         row, column = divmod(place, columns)
-        np.testing.assert_array_equal(cell(grid, 2 * row, column, 3), np.rint(255 * originals[place]))
-        np.testing.assert_array_equal(cell(grid, 2 * row + 1, column, 3), np.rint(255 * (1 - originals[place])))
+        np.testing.assert_array_equal(cell(grid, 2 * row, column), np.rint(255 * originals[place]))
+        np.testing.assert_array_equal(cell(grid, 2 * row + 1, column), np.rint(255 * (1 - originals[place])))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["original", "reconstruction"] * rows
-    assert figure.axes[0].get_title() == "test images"
-    assert written(figure).size[0] > 400
+    ticks = 2 + 38 * np.arange(2 * rows) + 18  # the middle of each row
+    np.testing.assert_allclose(axes.get_yticks(), ticks, atol=2)
+    assert axes.get_title() == "test images"
+    assert render(figure).shape[1] > 400
 
 
 # The latent space
@@ -138,10 +130,8 @@ def test_a_latent_plane_is_shown_as_it_is():
     mean = np.random.default_rng(1).standard_normal((30, 2))
     labels = np.arange(30) % 3
     (axes,) = plots.latent_means(mean, labels, "two dimensions").axes
-    shown = [part.get_offsets() for part in axes.collections]
-    assert len(shown) == 3
-    for label, own in enumerate(shown):
-        np.testing.assert_allclose(own, mean[labels == label])
+    for label, part in enumerate(axes.collections):
+        np.testing.assert_allclose(part.get_offsets(), mean[labels == label])
     assert [text.get_text() for text in axes.texts] == ["0", "1", "2"]
     assert axes.get_xlabel() == "latent dimension 1" and axes.get_title() == "two dimensions"
 
@@ -163,20 +153,20 @@ def test_few_images_or_dimensions_are_shown_too(shape):
     figure = plots.latent_means(np.random.default_rng(1).standard_normal(shape), np.zeros(shape[0], np.uint8), "")
     (shown,) = (part.get_offsets() for part in figure.axes[0].collections)
     assert shown.shape == (shape[0], 2) and np.isfinite(shown).all()
-    assert written(figure).size[0] > 400
+    assert render(figure).shape[1] > 400
 
 
-def test_kl_is_shown_by_dimension_from_the_largest():
-    (axes,) = plots.kl_per_dimension(np.array([0.5, 2.0, 0.25]), "KL").axes
-    assert [bar.get_height() for bar in axes.patches] == [2.0, 0.5, 0.25]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "0", "2"]
-    assert axes.get_ylabel() == "nats per image" and "2.75" in axes.get_title()
-
-
-def test_what_lies_on_each_other_is_pushed_apart_and_the_rest_stays():
+def test_labels_on_each_other_are_pushed_apart_and_the_others_stay():
     places = np.array([[0, 0], [0.1, 0], [0.1, 0.1], [9, 9]])
     pushed = plots._apart(places, 1.0)
     gaps = np.linalg.norm(pushed[:, None] - pushed[None, :], axis=2)[np.triu_indices(4, 1)]
     assert gaps.min() > 0.95
     np.testing.assert_allclose(pushed[3], [9, 9])
     assert np.abs(pushed[:3] - places[:3]).max() < 1.2
+
+
+def test_kl_is_shown_by_dimension_from_the_largest():
+    (axes,) = plots.kl_per_dimension(np.array([0.5, 2.0, 0.25]), "KL").axes
+    assert [bar.get_height() for bar in axes.patches] == [2.0, 0.5, 0.25]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "0", "2"]
+    assert axes.get_ylabel() == "nats per image" and axes.get_title() == "KL (2.75 in all)"

@@ -318,13 +318,18 @@ class Run:
 
     # Restore
 
-    def load_encoder(self):
-        """Load the encoder: images (n, H, W) -> [mean, log_var], each (n, D)."""
-        return files.load_model(self.folder / "encoder.keras", (None, None), [(None,), (None,)])
+    def load_encoder(self, decoder):
+        """Load the encoder of that decoder: images (n, H, W) -> [mean, log_var], each (n, D)."""
+        latent_shape = decoder.input_shape[1:]
+        return files.load_model(self.folder / "encoder.keras", decoder.output_shape[1:], [latent_shape, latent_shape])
 
-    def load_decoder(self):
-        """Load the decoder: latent vectors (n, D) -> pixel probabilities (n, H, W)."""
-        return files.load_model(self.folder / "decoder.keras", (None,), [(None, None)])
+    def load_decoder(self, image_shape: tuple = (None, None)):
+        """Load the decoder: latent vectors (n, D) -> pixel probabilities (n, H, W), of that shape (H, W)."""
+        path = self.folder / "decoder.keras"
+        decoder = files.load_model(path, (None,), [image_shape])
+        if "logits" not in {layer.name for layer in decoder.layers}:
+            raise UserError(f"{path} is not the decoder of a run (it has no logits); choose another with --checkpoint")
+        return decoder
 
     def load_prior(self, latent_dim: int) -> sampling.Mixture:
         """Load the prior that latent vectors of this run are drawn from."""

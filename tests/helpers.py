@@ -1,0 +1,59 @@
+"""Small images, and the files that people save them in."""
+
+import gzip
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from vae.formats import IDX_STEMS
+
+
+def make_arrays(train: int = 6, test: int = 3) -> dict[str, np.ndarray]:
+    """Random images of 28 x 28 bytes, and labels from 0, by their names in an .npz."""
+    rng = np.random.default_rng(7)
+    return {
+        "x_train": rng.integers(0, 256, (train, 28, 28), dtype=np.uint8),
+        "y_train": np.arange(train, dtype=np.uint8),
+        "x_test": rng.integers(0, 256, (test, 28, 28), dtype=np.uint8),
+        "y_test": np.arange(test, dtype=np.uint8),
+    }
+
+
+def to_idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def make_idx_files(train: int = 6, test: int = 3) -> dict[str, bytes]:
+    """The four IDX files of `make_arrays`, by stem."""
+    return dict(zip(IDX_STEMS, map(to_idx, make_arrays(train, test).values()), strict=True))
+
+
+def write_folder(folder: Path, files: dict[str, bytes], zipped: bool = False) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = folder / (f"{name}.gz" if zipped else name)
+        path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
+    return folder
+
+
+def write_npz(path: Path, **arrays) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def to_npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def to_zip(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
+    """A zip archive of .npy files with this content."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return file.getvalue()

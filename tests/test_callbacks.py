@@ -1,0 +1,167 @@
+"""What `fit` calls in an epoch: the log, the saving, and the stop at a loss that is not finite."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import model
+from vae import callbacks, terminal
+from vae.batches import Batches
+from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
+from vae.run import LOSSES, Run
+from vae.terminal import UserError
+
+COUNT = 23
+SIDES = (4, 4)
+
+
+class StubRun(Run):
+    """A run that saves nothing but its rows, and calls `saved` after each."""
+
+    def __init__(self, rows: int = 0, validation_split: float = 0.0, saved=lambda: None):
+        super().__init__(SimpleNamespace(validation_split=validation_split))
+        self.saved = saved
+        for epoch in range(1, rows + 1):
+            self.rows.append(self.make_row([50.0 - epoch] * 6, 1.0, 10.0 * epoch))
+
+    def save_epoch(self, vae, row):
+        self.rows.append(row)
+        self.saved()
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(5).random((COUNT, *SIDES), np.float32)
+
+
+@pytest.fixture
+def vae():
+    """A VAE as small as can be."""
+    keras.utils.set_random_seed(2)
+    image, z = keras.Input(SIDES), keras.Input((2,))
+    encoder = model.finish_encoder(image, layers.Flatten()(image), 2)
+    vae = model.VAE(encoder, model.finish_decoder(z, layers.Dense(16)(z), SIDES))
+    vae.compile(optimizer=keras.optimizers.Adam(0.001), run_eagerly=True)
+    return vae
+
+
+def fit(vae, images, test_images, run: Run, epochs: int = 1) -> list[dict]:
+    """Fit with all callbacks, as main.py does, and return the rows."""
+    batches = Batches(images, 10, seed=0, shuffle=True)
+    vae.fit(
+        batches,
+        epochs=epochs,
+        initial_epoch=len(run.rows),
+        validation_data=Batches(test_images, 10, seed=0),
+        callbacks=[Reseed(batches, 0), StopAtNonFinite(run), LogAndSave(run)],
+        shuffle=False,
+        verbose=0,
+    )
+    return run.rows
+
+
+# The log
+
+
+def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, images, capsys):
+    vae.optimizer.learning_rate = 0.0  # so that the model of every batch is the same
+    printed = []
+    rows = fit(vae, images, images[:15], StubRun(saved=lambda: printed.append(capsys.readouterr().out)), epochs=2)
+    printed.append(capsys.readouterr().out)
+    assert [row["epoch"] for row in rows] == [1, 2] and printed[0] == ""
+    for row, line in zip(rows, printed[1:], strict=True):
+        assert line == (
+            f"|--- Epoch: {row['epoch']}/2 \t---> General loss: {row['general_loss']:.2f} | "
+            f"Reconstruction loss: {row['reconstruction_loss']:.2f} | KL-divergence loss: {row['kl_loss']:.2f} | "
+            f"Test: {row['test_general_loss']:.2f} | {row['seconds']:.1f} s\n"
+        )
+        for prefix, part in (("", images), ("test_", images[:15])):
+            general, reconstruction, kl = (row[prefix + name] for name in LOSSES)
+            assert general == pytest.approx(reconstruction + kl, abs=2e-4)
+            assert kl == pytest.approx(np.mean(ops.convert_to_numpy(model.kl_loss(*vae.encoder(part)))), abs=1e-4)
+
+
+def test_times_and_progress_of_a_resumed_run(monkeypatch, capsys):
+    class Bar(callbacks.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "file": SimpleNamespace(write=len, flush=str)})
+
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    run = StubRun(rows=2, validation_split=0.2)  # 20 s so far
+    log = LogAndSave(run)
+    log.set_params({"steps": 3, "epochs": 100})
+    losses = dict(zip(LOSSES, (3.00004, 2.0, 1.0), strict=True))
+    monkeypatch.setattr(callbacks, "tqdm", Bar)
+    log.on_train_begin()
+    assert (log._bar.total, log._bar.n) == (300, 6)
+    clock.now += 1
+    log.on_epoch_begin(2)
+    for last_step, done in ((1, 8), (3, 9)):  # two steps a call: Keras counts the fourth, which does not exist
+        clock.now += 5
+        log.on_train_batch_end(last_step, losses)
+        assert log._bar.n == done
+    assert str(log._bar).startswith("Epoch 3/100: ") and "general=3.00, reconstruction=2.00, kl=1.00" in str(log._bar)
+    clock.now += 7  # the images that are held out
+    log.on_epoch_end(2, losses | {f"val_{name}": 2 * value for name, value in losses.items()})
+    log.close()
+    names = ["epoch", *LOSSES, *(f"val_{name}" for name in LOSSES), "seconds", "elapsed"]
+    assert run.rows[-1] == dict(zip(names, (3, 3.0, 2.0, 1.0, 6.0001, 4.0, 2.0, 10.0, 38.0), strict=True))
+    assert capsys.readouterr().out == (
+        "|--- Epoch:   3/100 \t---> General loss: 3.00 | Reconstruction loss: 2.00 | KL-divergence loss: 1.00 | "
+        "Validation: 6.00 | 10.0 s\n"
+    )
+
+
+# The stop
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["training", "test"])
+def test_an_epoch_whose_loss_is_not_finite_is_not_saved(vae, images, capsys, where, bad):
+    harmed = np.where(np.arange(COUNT)[:, None, None] == 3, bad, images).astype(np.float32)
+    run = StubRun()
+    when = r"by step \d of 3" if where == "training" else "by its end"
+    message = rf"^the loss stopped .* in epoch 1, {when}; nothing was saved; try a lower --learning-rate$"
+    with pytest.raises(UserError, match=message):
+        fit(vae, *((harmed, images) if where == "training" else (images, harmed)), run)
+    assert run.rows == [] and capsys.readouterr().out == ""
+
+
+def test_the_epoch_before_the_bad_one_is_saved(vae, images):
+    weight = vae.decoder.trainable_variables[0]
+    run = StubRun(saved=lambda: weight.assign(np.full(weight.shape, np.nan, np.float32)))
+    with pytest.raises(UserError, match=r"epoch 2.*the epoch before it is saved"):
+        fit(vae, images, images[:5], run, epochs=3)
+    assert [row["epoch"] for row in run.rows] == [1]
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer"])
+def test_weights_and_averages_that_are_not_finite_end_the_run_though_the_losses_are(part):
+    good, bad = keras.Variable([1.0, 2.0]), keras.Variable([1.0, np.inf])
+    parts = {"weights": [good, bad if part == "weights" else good]}
+    optimizer = SimpleNamespace(variables=[good, bad if part == "optimizer" else good])
+    stop = StopAtNonFinite(StubRun())
+    stop.set_model(SimpleNamespace(**parts, optimizer=optimizer))
+    with pytest.raises(UserError, match=r"the weights.* in epoch 1, by its end; nothing was saved"):
+        stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
+    optimizer.variables = stop.model.weights = [good]
+    stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
+
+
+def test_the_step_that_is_named_is_one_that_exists():
+    stop = StopAtNonFinite(StubRun())
+    stop.set_params({"steps": 3, "epochs": 1})
+    for last_step, named in ((0, 1), (1, 2), (6, 3)):  # Keras counts the steps of whole calls
+        with pytest.raises(UserError, match=f"by step {named} of 3"):
+            stop.on_train_batch_end(last_step, {"kl_loss": np.nan})
+
+
+def test_a_signal_whose_exception_was_lost_ends_training_at_the_next_step(vae, images, monkeypatch):
+    run = StubRun(saved=lambda: monkeypatch.setattr(terminal, "_signal_seen", terminal.Terminated))
+    with pytest.raises(terminal.Terminated):
+        fit(vae, images, images[:5], run, epochs=3)
+    assert len(run.rows) == 1

@@ -1,0 +1,101 @@
+"""The importance-weighted likelihood and the active units, against closed forms."""
+
+import numpy as np
+import pytest
+
+from vae import metrics
+from vae.metrics import Posterior
+
+DIMENSIONS = 3
+NOISE = 0.5  # standard deviation of x given z in the toy model
+SIDES = (10, 8)
+
+
+@pytest.fixture
+def toy():
+    """A linear-Gaussian model: z ~ N(0, I), x = W z + NOISE * e, so that p(x) = N(0, W W^T + NOISE^2 I)."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(80, DIMENSIONS)) / 3
+    x = rng.normal(size=(6, DIMENSIONS)) @ weights.T + NOISE * rng.normal(size=(6, 80))
+    precision = np.eye(DIMENSIONS) + weights.T @ weights / NOISE**2
+    mean = np.linalg.solve(precision, weights.T @ x.T / NOISE**2).T  # of the true posterior
+    # A diagonal posterior, and a little off: importance weights must make up for both.
+    log_var = np.tile(np.log(1 / np.diag(precision)) + 0.2, (6, 1))
+
+    def log_likelihood(images, z):
+        deviation = images.reshape(-1, 80) - z @ weights.T
+        return -0.5 * np.sum(deviation**2, axis=1) / NOISE**2 - 40 * np.log(2 * np.pi * NOISE**2)
+
+    covariance = weights @ weights.T + NOISE**2 * np.eye(80)
+    exact = 0.5 * np.sum(x * np.linalg.solve(covariance, x.T).T, axis=1) + 0.5 * np.linalg.slogdet(covariance)[1]
+    return Posterior(x.reshape(-1, *SIDES), mean + 0.15, log_var), log_likelihood, exact + 40 * np.log(2 * np.pi)
+
+
+def test_the_likelihood_converges_to_the_closed_form(toy):
+    posterior, log_likelihood, exact = toy
+    errors = [
+        metrics.negative_log_likelihood(posterior, log_likelihood, samples, seed=0) - exact for samples in (1, 10, 5000)
+    ]
+    means = [np.mean(error) for error in errors]
+    assert means[0] > 0.2
+    assert np.abs(errors[-1]).max() < 0.1 and abs(means[-1]) < 0.03  # of each image, and of all
+    assert means == sorted(means, reverse=True)
+
+
+def test_an_exact_posterior_needs_one_sample():
+    """With a scalar latent the true posterior is a Gaussian, and every weight is p(x) itself."""
+    x = np.full((1, 1, 1), 1.3)
+    posterior = Posterior(x, np.array([[0.65]]), np.array([[np.log(0.5)]]))
+
+    def log_likelihood(images, z):
+        return -0.5 * (images[:, 0, 0] - z[:, 0]) ** 2 - 0.5 * np.log(2 * np.pi)
+
+    exact = 0.5 * 1.3**2 / 2 + 0.5 * np.log(2 * np.pi * 2)
+    for samples in (1, 7):
+        found = metrics.negative_log_likelihood(posterior, log_likelihood, samples, seed=3)
+        np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 500, 501, 1203])
+def test_every_image_is_decoded_with_samples_of_its_own_and_never_many_at_once(samples):
+    images = np.arange(7.0)[:, None, None]
+    decoded = []
+
+    def log_likelihood(x, z):
+        assert len(x) == len(z) <= metrics.DECODED_AT_ONCE
+        decoded.append(np.concatenate([x[:, 0], z], axis=1))
+        return x[:, 0, 0] * -5000.0  # far from all: the weights must not overflow
+
+    posterior = Posterior(images, np.zeros((7, 2)), np.zeros((7, 2)))
+    found = metrics.negative_log_likelihood(posterior, log_likelihood, samples, 0)
+    np.testing.assert_allclose(found, 5000 * images[:, 0, 0], rtol=1e-6, atol=1e-5)  # q is the prior
+    decoded = np.concatenate(decoded)
+    assert np.unique(decoded[:, 0], return_counts=True)[1].tolist() == [samples] * 7
+    assert len(np.unique(decoded[:, 1])) > 0.99 * 7 * samples
+
+
+def test_active_units_are_those_whose_mean_varies():
+    mean = np.zeros((1000, 4))
+    mean[:, 1] = 5.0  # constant: not active, however large
+    mean[:, 2] = np.tile([-0.09, 0.09], 500)  # variance 0.0081
+    mean[:, 3] = np.tile([-0.11, 0.11], 500)  # variance 0.0121
+    assert metrics.active_units(mean) == 1
+
+
+def test_irreducible_loss_by_hand():
+    images = np.zeros((2, *SIDES))
+    assert metrics.irreducible_loss(images) == 0
+    images[0, 0, 0] = 0.5
+    images[1, 0, :2] = 1, 0.25
+    by_hand = (np.log(2) - 0.25 * np.log(0.25) - 0.75 * np.log(0.75)) / 2
+    assert metrics.irreducible_loss(images) == pytest.approx(by_hand)
+    assert metrics.irreducible_loss(images, 0.01) == pytest.approx(80 * np.log(0.1 * np.sqrt(2 * np.pi)))
+
+
+def test_mean_and_standard_error():
+    values = np.array([1, 2, 3, 6], np.float32)
+    assert metrics.mean(values) == 3
+    assert metrics.standard_error(values) == pytest.approx(np.sqrt((4 + 1 + 0 + 9) / 3 / 4))
+    assert metrics.standard_error(values[:1]) is None
+    many = np.full(3 * 10**5, 0.1, np.float32)
+    assert metrics.mean(many) == pytest.approx(np.float32(0.1), rel=1e-12)  # float32 would lose digits

@@ -1,0 +1,739 @@
+"""A run's folder: created, found, saved, restored and resumed; whole after a kill at any moment; never two at once.
+
+Nothing is trained here: `Model` counts epochs instead. tests/test_scripts.py has the same with true networks.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT, full_disk, refuse, snapshot
+from PIL import Image
+
+from vae import data, files, run
+from vae.run import Run, read_config
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+DATASET = data.Dataset("tiny", IMAGES, None, None, IMAGES[:5], None, sha256="0" * 64, source="memory")
+CONFIG = {
+    "format": run.FORMAT,
+    "settings": {"data": None, "binarize": False},
+    "dataset": {"name": "digits", "sha256": "0"},
+    "versions": {},
+    "epochs_done": 0,
+    "finished": None,
+}
+
+
+class Half:
+    """Replaces an encoder or a decoder. What it saves is its value as a text."""
+
+    def __init__(self, variable):
+        self.weights = [variable]
+
+    def count_params(self) -> int:
+        return 3
+
+    def save(self, path: Path) -> None:
+        path.write_text(str(float(np.asarray(self.weights[0])[0])))
+
+
+class Model:
+    """Replaces a VAE: encoder, decoder and optimizer have a variable each, whose value is the epochs it has seen."""
+
+    def __init__(self):
+        import keras
+
+        variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(3)]
+        self.encoder, self.decoder = map(Half, variables[:2])
+        self.optimizer = SimpleNamespace(variables=variables[2:])
+
+    def see_an_epoch(self) -> None:
+        for variable in (*self.encoder.weights, *self.decoder.weights, *self.optimizer.variables):
+            variable.assign(variable + 1)
+
+
+def train_epoch(one: Run, model: Model) -> None:
+    model.see_an_epoch()
+    one.save_epoch(model, one.make_row([3.0, 2.0, 1.0, 3.5, 2.25, 1.25], 0.5, len(one.rows) + 1.0))
+
+
+def train(one: Run) -> Path:
+    """Train a run to its end, and return its folder."""
+    model = Model()
+    with one.begin(model, DATASET):
+        while len(one.rows) < one.settings.epochs:
+            train_epoch(one, model)
+        one.save_prior({"epochs": np.asarray(model.encoder.weights[0])})
+        one.finish(one.test_losses)
+    return one.folder
+
+
+def new(**settings) -> Run:
+    return Run.new({"epochs": 2, "seed": 3} | settings)
+
+
+def epochs_in(folder: Path) -> list[float]:
+    """Return what encoder, decoder, history, state and prior (where there is one) say of the epochs they are from."""
+    found = [float((folder / f"{half}.keras").read_text()) for half in ("encoder", "decoder")]
+    state = files.read_arrays(folder / "training_state.npz", "")
+    found += [
+        len((folder / "history.csv").read_text().splitlines()) - 1,
+        *(state[f"variable_{i:03d}"][0] for i in (0, 2)),
+    ]
+    prior = files.read_arrays(folder / "prior.npz", "")
+    return found if prior is None else [*found, prior["epochs"][0]]
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """Change config.json by hand."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else CONFIG
+    path.write_text(json.dumps(config | changes))
+    return folder
+
+
+@pytest.fixture
+def finished(root) -> Path:
+    """A finished run of two epochs."""
+    return train(new(name="mine"))
+
+
+@pytest.fixture
+def unfinished(root) -> Path:
+    """A run of two epochs that was stopped after the second, before its end."""
+    one, model = new(name="mine"), Model()
+    with pytest.raises(KeyboardInterrupt), one.begin(model, DATASET):
+        train_epoch(one, model)
+        train_epoch(one, model)
+        raise KeyboardInterrupt
+    return one.folder
+
+
+# Save
+
+
+def test_an_epoch_is_saved_in_all_its_files(unfinished):
+    names = {path.name for path in unfinished.iterdir()} - {".lock"}
+    assert names == {*run.EPOCH_FILES, "training_images.png"}
+    assert epochs_in(unfinished) == [2] * 5
+    assert (unfinished / "history.csv").read_bytes() == (
+        b"epoch,general_loss,reconstruction_loss,kl_loss,test_general_loss,test_reconstruction_loss,test_kl_loss,"
+        b"seconds,elapsed\r\n1,3.0,2.0,1.0,3.5,2.25,1.25,0.5,1.0\r\n2,3.0,2.0,1.0,3.5,2.25,1.25,0.5,2.0\r\n"
+    )
+    config = read_config(unfinished)
+    assert (config["epochs_done"], config["finished"]) == (2, None)
+    assert json.loads((unfinished / "config.json").read_text()) == config
+
+
+def test_a_finished_run_says_when_and_how_good_it_is(finished):
+    assert epochs_in(finished) == [2] * 6
+    config = read_config(finished)
+    assert config["test"] == {"general_loss": 3.5, "reconstruction_loss": 2.25, "kl_loss": 1.25}
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", config["finished"]
+    )  # its order is that of text
+    assert abs(datetime.fromisoformat(config["finished"]) - datetime.now(UTC)) < timedelta(minutes=5)
+    assert Run.find(str(finished)).is_complete and Run.find(str(finished)).is_finished
+
+
+def test_losses_on_a_validation_split_are_not_test_losses(root):
+    one = new(validation_split=0.2)
+    with one.begin(Model(), DATASET):
+        train_epoch(one, Model())
+        assert list(one.rows[0])[4:7] == ["val_general_loss", "val_reconstruction_loss", "val_kl_loss"]
+        assert one.test_losses is None
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+@pytest.mark.parametrize("mode", ["overwrite", "further"])
+def test_an_epoch_is_saved_whole_or_not_at_all(finished, mode, half, monkeypatch):
+    """Here the disk is full when one of the models is written."""
+    (finished / "notes.txt").write_text("mine")
+    one, model = again(mode, finished), Model()
+    before = snapshot(finished)
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(getattr(model, half), "save", fail)
+    with one.begin(model, DATASET):
+        message = refuse(train_epoch, one, model)
+    assert str(finished) in message and "No space left" in message and "free space" in message
+    assert snapshot(finished) == before
+
+
+def test_a_full_disk_leaves_the_old_run(finished):
+    one, model = again("overwrite", finished), Model()
+    before = snapshot(finished)
+    with one.begin(model, DATASET), full_disk(700):  # the models are smaller
+        assert "cannot be written" in refuse(train_epoch, one, model)
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "further"])
+def test_files_of_the_earlier_model_go_with_the_first_epoch_and_nothing_else_does(finished, mode):
+    for name in (*run.FINAL_FILES, "notes.txt", ".hidden"):
+        (finished / name).write_text("old")
+    one, model = again(mode, finished), Model()
+    with one.begin(model, DATASET):
+        assert (finished / "prior.npz").exists()
+        train_epoch(one, model)
+        names = {path.name for path in finished.iterdir()} - {".lock"}
+    assert names == {*run.EPOCH_FILES, "training_images.png", "notes.txt", ".hidden"}
+
+
+def test_half_written_files_of_a_killed_process_are_removed(unfinished):
+    for name in (".999999-decoder.keras", ".hidden", ".1", "1-x"):
+        (unfinished / name).write_bytes(b"half written")
+    train(Run.resume(str(unfinished), {}))
+    assert {path.name for path in unfinished.iterdir()} >= {".hidden", ".1", "1-x"}
+    assert not list(unfinished.glob(".9*"))
+
+
+def test_a_hundred_training_images_are_drawn_before_training_and_not_over_a_whole_run(root, finished):
+    one = new()
+    with one.begin(Model(), DATASET):
+        picture = np.asarray(Image.open(one.folder / "training_images.png"))
+        assert picture.shape == (3 * 26 + 2, 10 * 26 + 2)  # 30 images of 8 x 8, each pixel thrice, gaps of 2
+        assert picture[2:26:3, 2:26:3].tobytes() in {image.tobytes() for image in IMAGES}
+    (finished / "training_images.png").write_bytes(b"of the run before")
+    one, model = again("overwrite", finished), Model()
+    with one.begin(model, DATASET):
+        assert (finished / "training_images.png").read_bytes() == b"of the run before"
+        train_epoch(one, model)
+        np.testing.assert_array_equal(np.asarray(Image.open(finished / "training_images.png")), picture)
+
+
+# Kills
+
+
+def again(mode: str, folder: Path) -> Run:
+    """Return a run that goes on in a folder: one that replaces the run there, or that run for a third epoch."""
+    if mode == "overwrite":
+        return new(name=folder.name, overwrite=True, epochs=1)
+    return Run.resume(str(folder), {"epochs": 3})
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("mode", ["new", "overwrite", "further"])
+def test_a_kill_between_two_files_leaves_the_old_run_or_one_that_can_be_resumed(root, mode, number, monkeypatch):
+    folder = root / "mine"
+    if mode == "new":
+        one, epochs = new(name="mine", epochs=1), 1
+    else:
+        train(new(name="mine"))
+        one, epochs = again(mode, folder), {"overwrite": 1, "further": 3}[mode]
+    old = read_config(folder)["run"] if mode != "new" else None
+    left, replace = [number], os.replace
+
+    def count(*paths):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", count)
+    with pytest.raises(KeyboardInterrupt):
+        train(one)
+        raise KeyboardInterrupt  # all files were in place before
+    monkeypatch.setattr(os, "replace", replace)
+
+    if mode == "new" and number == 0:
+        assert os.listdir(folder) == [".lock"] and "no run" in refuse(Run.resume, "", {})
+        return
+    config = read_config(folder)
+    if config["finished"] and config["epochs_done"] == 2:  # still the old run
+        found = epochs_in(folder)
+        assert [*found[:3], found[-1]] == [2] * 4 and config["run"] == old
+        if mode == "overwrite":
+            return
+    train(Run.resume(str(folder), {"epochs": 3} if mode == "further" else {}))
+    assert epochs_in(folder) == [epochs] * 6
+    config = read_config(folder)
+    assert (config["epochs_done"], bool(config["finished"])) == (epochs, True)
+    assert (config["run"] == old) == (mode == "further")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.modules["keras"] = None  # it takes seconds, and is not needed to save
+from vae import run
+
+class Half:
+    weights = []
+    def save(self, path):
+        with open(path, "wb") as file:
+            for _ in range(50):
+                file.write(bytes([len(one.rows) % 256]) * 1000)
+
+settings = run.Run.new({"name": "x" * 50}).settings
+one = run.Run(settings, Path(sys.argv[1]), {"run": "it", "text": "x" * 10_000})
+row = dict.fromkeys(one.make_row([1] * 6, 1, 1), 1.5)
+one.rows = [row] * 100
+vae = SimpleNamespace(encoder=Half(), decoder=Half(), optimizer=SimpleNamespace(variables=[]))
+print("begun", flush=True)
+while True:
+    one.save_epoch(vae, row)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_whole_files(tmp_path):
+    for delay in np.random.default_rng(8).uniform(0, 0.1, 5):
+        for path in tmp_path.iterdir():
+            path.unlink()
+        process = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE)
+        try:
+            assert process.stdout.readline().strip() == b"begun"
+            while not (tmp_path / "encoder.keras").exists():
+                assert process.poll() is None
+            time.sleep(delay)
+        finally:
+            process.kill()
+            process.communicate()
+        for name in ("encoder.keras", "decoder.keras"):
+            content = (tmp_path / name).read_bytes()
+            assert len(content) == 50_000 and len(set(content)) == 1
+        state = files.read_arrays(tmp_path / "training_state.npz", "")
+        rows = json.loads(state["history"].tobytes())
+        with open(tmp_path / "history.csv", newline="") as file:
+            lines = list(csv.reader(file))
+        assert {len(line) for line in lines} == {9} and len(rows) in (len(lines) - 1, len(lines))
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert len(config["text"]) == 10_000 and config["epochs_done"] in (len(rows), len(rows) - 1)
+        assert all(name in run.EPOCH_FILES or name.startswith(".") for name in os.listdir(tmp_path))
+
+
+# Names and folders
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", ".hidden", "-x", "a/b", "../a", "/a", "a\\b", "a b", "a\n", "é", "pretrained", "a" * 101, "a\0"],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_name_that_is_no_plain_folder_name_is_refused(name, overwrite):
+    assert "--name" in refuse(Run.new, {"name": name, "overwrite": overwrite})
+
+
+def test_a_name_that_exists_is_refused_unless_it_may_be_overwritten(root):
+    late = Run.new({"name": "My_run-2.1"})  # another process takes the name after it was checked
+    folder = write_config(root / "My_run-2.1")
+    before = snapshot(root)
+    message = refuse(Run.new, {"name": "My_run-2.1"})
+    assert str(folder) in message and "--overwrite" in message
+    assert "exists by now" in refuse(late.begin(Model(), DATASET).__enter__)
+    assert snapshot(root) == before
+    with Run.new({"name": "My_run-2.1", "overwrite": True}).begin(Model(), DATASET):
+        assert snapshot(root) == before
+    assert snapshot(root) == before
+
+
+def test_numbers_go_on_from_the_highest(root):
+    def begin() -> str:
+        with (one := new()).begin(Model(), DATASET):
+            return one.folder.name
+
+    assert [begin(), begin()] == ["standard-tiny-001", "standard-tiny-002"]
+    for name in ("tiny-041", "tiny-x99", "tiny-b-077", "tiny-099-old", "x-standard-tiny-88"):
+        (root / f"standard-{name}").mkdir()
+    assert begin() == "standard-tiny-042"
+    (root / "standard-tiny-999").mkdir()
+    assert begin() == "standard-tiny-1000"
+
+
+def test_runs_that_begin_together_get_folders_of_their_own(root):
+    barrier, folders = threading.Barrier(4), []
+
+    def begin(model=Model()):
+        barrier.wait()
+        for _ in range(5):
+            with (one := new()).begin(model, DATASET):
+                folders.append(one.folder.name)
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(folders) == [f"standard-tiny-{number:03d}" for number in range(1, 21)]
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+@pytest.mark.parametrize("place", ["file", "file/runs"])
+def test_a_folder_of_runs_that_cannot_be_made(tmp_path, monkeypatch, name, place):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VAE_CHECKPOINTS", str(tmp_path / place))
+    message = refuse(new(name=name).begin(Model(), DATASET).__enter__)
+    assert str(tmp_path / place) in message and "VAE_CHECKPOINTS" in message
+
+
+def test_runs_are_saved_in_the_project_unless_moved(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VAE_CHECKPOINTS", "~/elsewhere")
+    assert run.runs_folder() == Path.home() / "elsewhere"
+    monkeypatch.delenv("VAE_CHECKPOINTS")
+    assert run.runs_folder() == ROOT / "checkpoints"
+
+
+# Find
+
+
+def test_the_run_that_finished_last_by_its_own_record_is_found(root):
+    times = {"c": "2024-05-06T10:00:00.000000+00:00", "a": "2025-01-02T09:00:00.000001+00:00"}
+    for name, end in (times | {"b": "2025-01-02T09:00:00.000000+00:00", "z": None}).items():
+        write_config(root / name, finished=end)
+    os.utime(root / "c" / "config.json")
+    assert Run.find(None).folder == root / "a"
+    assert Run.find(str(root / "z")).folder == root / "z"
+
+
+def test_the_shipped_model_is_found_where_no_run_has_finished(root):
+    shipped = ROOT / "checkpoints" / "pretrained"
+    assert Run.find(None).folder == shipped  # not even the folder of runs is there
+    write_config(root / "a")
+    write_config(root / "pretrained", finished="3000")
+    assert Run.find(None).folder == shipped
+    assert (Run.find(None).settings.network, Run.find(None).settings.likelihood) == ("standard", "bernoulli")
+
+
+FOREIGN = [b"", b"{", b"[]", b"null", b"5", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}', b'{"format": 2}'] + [
+    json.dumps(CONFIG | changes).encode()
+    for changes in ({"finished": 5}, {"finished": ["3000"]}, {"settings": []}, {"dataset": {"name": 3}})
+]
+
+
+@pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
+def test_other_peoples_folders_do_not_matter(root, content):
+    good = write_config(root / "good", finished="2020")
+    (root / "bad").mkdir()
+    (root / "bad" / "config.json").write_bytes(content)
+    (root / "worse" / "config.json").mkdir(parents=True)
+    (root / "file").write_text("")
+    assert Run.find(None).folder == good
+    assert str(root / "bad" / "config.json") in refuse(Run.find, str(root / "bad"))
+
+
+def test_a_folder_that_is_none_is_refused(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("nowhere", "file"):
+        message = refuse(Run.find, str(tmp_path / name))
+        assert f"--checkpoint {tmp_path / name}" in message and str(root) in message
+        assert f"--resume {tmp_path / name}" in refuse(Run.resume, str(tmp_path / name), {})
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('{"format": 99}', ["format 99", f"reads {run.FORMAT}"]),
+        (json.dumps({"format": ["x\n"] * 10**4}), ["has format"]),  # it was shown in full
+        ("{}", ["format None"]),
+        ("{", ["not JSON", "choose another run"]),
+        (json.dumps(CONFIG | {"settings": {"data": None}}), ["settings binarize", "choose another run"]),
+        (json.dumps(CONFIG | {"settings": {**CONFIG["settings"], "epochs": -1}}), ["epochs cannot be -1"]),
+    ],
+)
+def test_a_config_is_refused_with_the_reason(root, content, words):
+    path = write_config(root / "a") / "config.json"
+    path.write_text(content)
+    message = refuse(Run.find, str(path.parent))
+    assert [word for word in [str(path), *words] if word not in message] == []
+    path.unlink()
+    assert "no config.json" in refuse(Run.find, str(path.parent))
+
+
+@pytest.mark.parametrize("end", ["2999-12-31T23:59:59+00:00", "2000", "soon", "9" * 30])
+def test_a_run_that_ends_after_the_clock_was_set_back_is_still_the_last(root, end):
+    """Another process may have written anything into its record."""
+    write_config(root / "first", finished=end)
+    for name in ("second", "third"):
+        folder = train(new(name=name))
+        assert Run.find(None).folder == (folder if end[0] == "2" else root / "first")
+
+
+# Restore
+
+
+def test_the_prior_of_an_older_run_has_one_class_for_each_component(finished):
+    np.savez(finished / "prior.npz", weights=np.ones(3, np.float32) / 3, classes=np.array([7, 3, 7]))
+    arrays = Run.find(str(finished)).load_prior()
+    assert arrays.keys() == {"weights", "labels", "class_shares"}
+    np.testing.assert_array_equal(arrays["labels"], [3, 7])
+    np.testing.assert_array_equal(arrays["class_shares"], [[0, 1], [1, 0], [0, 1]])
+    (finished / "prior.npz").unlink()
+    assert Run.find(str(finished)).load_prior() is None
+
+
+def test_saved_reconstructions_are_loaded_and_nothing_else_is(finished):
+    load, path = Run.find(str(finished)).load_reconstructions, finished / "reconstructions.npz"
+    assert "only a run with --save-reconstructions has it" in refuse(load)
+    np.savez(path, images=IMAGES)
+    np.testing.assert_array_equal(load(), IMAGES)
+    for images in (IMAGES.astype(float), IMAGES[:0], IMAGES[0], IMAGES[:, :0]):
+        np.savez(path, images=images)
+        assert "reconstructions.npz holds no images" in refuse(load)
+    np.savez(path, other=IMAGES)
+    assert "reconstructions.npz holds no images" in refuse(load)
+
+
+# Images
+
+
+def test_images_are_loaded_and_held_out_by_the_settings(root):
+    dataset = Run.new({"dataset": "digits", "validation_split": 0.2, "batch_size": 1200}).load_data()
+    assert (len(dataset.train_images), len(dataset.validation_images)) == (1200, 300)
+    message = refuse(Run.new({"dataset": "digits", "validation_split": 0.2, "batch_size": 1201}).load_data)
+    assert "--batch-size 1201" in message and "1200" in message and "300 are held out" in message
+    assert "held out" not in refuse(Run.new({"dataset": "digits", "batch_size": 1501}).load_data)
+
+
+@pytest.fixture
+def own_images(tmp_path, monkeypatch) -> Path:
+    """A run in training on images that were named by a relative path, in a folder that is left afterwards."""
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8)
+    np.savez("own.npz", x_train=images, x_test=images[:2])
+    np.savez("other.npz", x_train=images ^ 1, x_test=images)
+    one = new(data="own.npz", batch_size=5)
+    with one.begin(Model(), one.load_data()):
+        pass
+    monkeypatch.chdir(tmp_path)
+    return one.folder
+
+
+def test_a_run_knows_where_its_own_images_are(own_images, tmp_path):
+    assert own_images.name == "standard-own-001"
+    assert len(Run.resume(str(own_images), {}).load_data().train_images) == 10
+    shutil.move(tmp_path / "there" / "own.npz", tmp_path / "moved.npz")
+    assert "no such file" in refuse(Run.resume(str(own_images), {}).load_data)
+    moved = Run.resume(str(own_images), {"data": "moved.npz"})
+    assert len(moved.load_data().train_images) == 10 and moved.settings.data == str(tmp_path / "moved.npz")
+
+
+def test_other_images_are_refused(own_images):
+    for given in ({"data": "there/other.npz"}, {"dataset": "digits"}):
+        assert "other images" in refuse(Run.resume(str(own_images), given).load_data)
+
+
+@pytest.mark.parametrize("warning", ["MNIST is unavailable", None, 5])
+def test_a_run_on_digits_instead_of_mnist_says_so_when_it_is_resumed_as_well(root, warning):
+    one = new()
+    with one.begin(Model(), data.replace(data.load_digits(), warning="MNIST is unavailable")):
+        assert read_config(one.folder)["dataset"]["warning"] == "MNIST is unavailable"
+    write_config(one.folder, dataset=read_config(one.folder)["dataset"] | {"warning": warning})
+    assert Run.resume("", {}).load_data().warning == (warning if isinstance(warning, str) else None)
+
+
+# Resume
+
+
+def test_a_resumed_run_has_the_weights_the_optimizer_and_the_history(unfinished, capsys):
+    one, model = Run.resume("", {}), Model()
+    with one.begin(model, DATASET):
+        assert [float(v[0]) for v in (model.encoder.weights[0], *model.optimizer.variables)] == [2, 2]
+        assert [row["epoch"] for row in one.rows] == [1, 2]
+    printed = capsys.readouterr()
+    assert f"-> Training is resumed after epoch 2 of 2 in {os.path.relpath(unfinished)}" in printed.out.replace(
+        str(unfinished), os.path.relpath(unfinished)
+    )
+    assert printed.err == ""
+
+
+def test_a_finished_run_is_trained_further_and_says_so(finished, capsys):
+    first = read_config(finished)
+    assert Run.resume("", {}).is_complete and Run.resume(str(finished), {"epochs": 2}).is_complete
+    one = Run.resume("", {"epochs": 3, "importance_samples": 5})
+    assert one.is_finished and not one.is_complete
+    train(one)
+    config = read_config(finished)
+    assert (config["epochs_done"], config["settings"]["epochs"], config["settings"]["importance_samples"]) == (3, 3, 5)
+    assert config["taken_further"] == [{"epochs": 2, "importance_samples": 1}]
+    assert config["finished"] > first["finished"] and config["run"] == first["run"]
+    train(Run.resume("", {"epochs": 4}))
+    assert len(read_config(finished)["taken_further"]) == 2 and epochs_in(finished) == [4] * 6
+
+
+REFUSED = [
+    {"epochs": 1},
+    {"epochs": 1, "importance_samples": 2},
+    {"importance_samples": 2},
+    {"importance_samples": 2, "epochs": 2},
+    {"batch_size": 7},
+    {"learning_rate": 0.5},
+    {"binarize": True},
+    {"seed": 0},
+    {"name": "other"},
+    {"overwrite": True},
+    {"epochs": 3, "beta": 2.0},
+]
+
+
+@pytest.mark.parametrize("given", REFUSED, ids=map(str, REFUSED))
+def test_a_flag_that_contradicts_the_run_is_refused(finished, given):
+    before = snapshot(finished)
+    message = refuse(Run.resume, str(finished), dict(given))
+    assert any(f"{run.flag(name)} {value}: " in message for name, value in given.items())
+    assert "has " in message and "start a new run" in message
+    assert snapshot(finished) == before
+
+
+def test_an_unfinished_run_has_its_own_number_of_epochs(unfinished):
+    for given in ({"epochs": 3}, {"epochs": 3, "importance_samples": 2}):
+        assert "the run in" in refuse(Run.resume, str(unfinished), dict(given))
+    Run.resume(str(unfinished), {"epochs": 2, "seed": 3, "name": "mine"})  # says what the run says
+
+
+def test_the_newest_unfinished_run_is_resumed_else_the_one_that_finished_last(root, finished):
+    assert Run.resume("", {}).folder == finished
+    assert "no run in" in refuse(Run.resume, "", {}) if not finished.exists() else True
+    older, newer = new(name="older"), new(name="newer")
+    for one in (older, newer):
+        with one.begin(Model(), DATASET):
+            pass
+    os.utime(older.folder / "config.json", ns=(1, 1))
+    (root / "odd" / ".lock").mkdir(parents=True)  # which cannot be locked
+    shutil.copy(newer.folder / "config.json", root / "odd")
+    assert Run.resume("", {}).folder == newer.folder
+    with Run.resume(str(newer.folder), {}).begin(Model(), DATASET):  # it is in training at this moment
+        assert Run.resume("", {}).folder == older.folder
+    assert Run.resume(str(finished), {}).folder == finished
+
+
+def test_where_there_is_no_run_it_is_said(root, tmp_path):
+    assert "no run" in refuse(Run.resume, "", {})
+    assert "config.json" in refuse(Run.resume, str(tmp_path), {})
+
+
+STATES = {
+    "missing": None,
+    "torn": None,
+    "shape": {"variable_000": np.zeros((3, 3), np.float32)},
+    "float16": {"variable_001": np.zeros(3, np.float16)},  # TensorFlow said so when half was assigned
+    "float64": {"variable_001": np.zeros(3)},
+    "long double": {"variable_001": np.zeros(3, np.longdouble)},
+    "integers": {"variable_001": np.zeros(3, int)},
+    "not finite": {"variable_002": np.array([0, np.nan, 0], np.float32)},
+    "more": {"variable_003": np.zeros(1)},
+    "another history": [{"epoch": 2}],
+    "no history": 5,
+    "empty rows": [[]],
+    "a text": "x",
+    "a huge number": 10**400,  # which is no ValueError
+    "infinite": float("inf"),
+    "the wrong epoch": 7,
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_a_state_that_is_not_of_this_run_is_refused(unfinished, case):
+    path, change = unfinished / "training_state.npz", STATES[case]
+    arrays = files.read_arrays(path, "")
+    rows = json.loads(arrays["history"].tobytes())
+    if case == "missing":
+        path.unlink()
+    elif case == "torn":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        if not isinstance(change, dict):
+            if case in ("a huge number", "infinite", "the wrong epoch"):
+                change = [row | {"epoch" if case == "the wrong epoch" else "kl_loss": change} for row in rows]
+            change = {"history": np.frombuffer(json.dumps(change).encode(), np.uint8)}
+        np.savez(path, **arrays | change)
+    before, model = snapshot(unfinished), Model()
+    message = refuse(Run.resume("", {}).begin(model, DATASET).__enter__)
+    assert "training_state.npz" in message and "start a new" in message
+    assert snapshot(unfinished) == before
+    assert not any(np.asarray(half.weights[0]).any() for half in (model.encoder, model.decoder))
+
+
+def test_a_state_of_another_run_or_backend_is_refused_and_other_versions_are_named(unfinished, capsys):
+    config = read_config(unfinished)
+    write_config(unfinished, run="another")
+    assert "not the state of this run" in refuse(Run.resume("", {}).begin(Model(), DATASET).__enter__)
+    write_config(unfinished, run=config["run"], backend="other")
+    assert "KERAS_BACKEND='other'" in refuse(Run.resume("", {}).begin(Model(), DATASET).__enter__)
+    write_config(unfinished, backend=config["backend"], versions=config["versions"] | {"numpy": "0.1"})
+    train(Run.resume("", {}))
+    assert capsys.readouterr().err == f"-> Begun with numpy 0.1, now {np.__version__}: the last digits may differ.\n"
+
+
+# Ctrl-C
+
+
+def interrupt(one: Run, epochs: int) -> list[str]:
+    """Interrupt a run after so many epochs, and return the notes on the exception."""
+    model = Model()
+    with pytest.raises(KeyboardInterrupt) as caught, one.begin(model, DATASET):
+        for _ in range(epochs):
+            train_epoch(one, model)
+        raise KeyboardInterrupt
+    return caught.value.__notes__
+
+
+def test_ctrl_c_names_the_command_that_resumes(root, monkeypatch):
+    monkeypatch.setenv("VAE_CHECKPOINTS", str(root / "it's here"))
+    monkeypatch.chdir(root.parent)
+    command = "go on with: python main.py --resume '" + os.path.join("runs", """it'"'"'s here""", "mine'")
+    assert interrupt(new(name="mine"), 0) == [command]
+    assert interrupt(Run.resume("", {}), 1) == [command]
+    train(Run.resume("", {}))
+    further = {"epochs": 4, "importance_samples": 2}
+    assert interrupt(Run.resume("", dict(further)), 0) == [f"{command} --epochs 4 --importance-samples 2"]
+    assert interrupt(Run.resume("", dict(further)), 1) == [command]  # now they are the run's own
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_ctrl_c_before_an_old_run_is_replaced_does_not_name_the_old_one(finished, damaged):
+    if damaged:
+        (finished / "config.json").write_text("{")
+    before = snapshot(finished)
+    (note,) = interrupt(again("overwrite", finished), 0)
+    assert "--resume" not in note and "overwritten" in note and "mine" in note
+    assert snapshot(finished) == before
+    (note,) = interrupt(again("overwrite", finished), 1)
+    assert "--resume" in note
+
+
+# Two processes
+
+
+HOLDER = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder(unfinished):
+    command = [sys.executable, "-c", HOLDER, unfinished / ".lock"]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline().strip() == b"locked"
+        before = snapshot(unfinished)
+        for one in (Run.resume(str(unfinished), {}), again("overwrite", unfinished)):
+            message = refuse(one.begin(Model(), DATASET).__enter__)
+            assert str(unfinished) in message and "another process trains there" in message
+        assert snapshot(unfinished) == before
+    finally:
+        holder.kill()
+        holder.communicate()
+    train(Run.resume(str(unfinished), {}))  # a killed process holds no lock
+    assert read_config(unfinished)["finished"]

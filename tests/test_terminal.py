@@ -1,0 +1,172 @@
+"""The command line and the terminal: flags, errors in one line, signals, a quiet import of Keras."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from vae import terminal
+
+
+def run(code: str, **options) -> subprocess.Popen:
+    """Start a script of that code, which is run as the project's own are, in a process of its own."""
+    script = f"import os, signal, sys, time\nfrom vae import terminal\nsys.argv = ['main.py']\n{code}"
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **options)
+
+
+def end(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=60)
+    return process.returncode, out, error
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    "read, good, bad",
+    [
+        (
+            terminal.positive_integer,
+            {"1": 1, "1000000": 10**6},
+            ["0", "-1", "1e3", "1000001", "9" * 400, "", "two", "2.5"],
+        ),
+        (terminal.positive_number, {"1e-3": 0.001, "5": 5}, ["0", "-0.0", "nan", "inf", "1e999", "x"]),
+        (terminal.non_negative_number, {"0": 0, "2.5": 2.5}, ["-1", "-1e-9", "nan", "inf"]),
+        (terminal.seed, {"0": 0, "4294967295": 2**32 - 1}, ["-1", "4294967296", "1.5", "9" * 5000]),
+    ],
+)
+def test_numbers_are_read_from_the_least_to_the_most(read, good, bad):
+    assert {text: read(text) for text in good} == good
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a "):
+            read(text)
+
+
+def test_a_wrong_flag_is_one_line_with_status_2(capsys):
+    parser = terminal.Parser(prog="main.py")
+    parser.add_argument("--epochs", type=terminal.positive_integer)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--epochs", "0"])
+    line = "main.py: argument --epochs: '0' is not a whole number from 1 to 1000000 (see python main.py --help)\n"
+    assert caught.value.code == 2 and capsys.readouterr() == ("", line)
+
+
+def test_paths_are_shown_as_one_would_type_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert terminal.shown(tmp_path / "runs" / "a") == os.path.join("runs", "a")
+    assert terminal.shown(tmp_path.parent / "a") == str(tmp_path.parent / "a")
+    assert terminal.as_path("~/a") == Path.home() / "a"
+    monkeypatch.setattr(os.path, "relpath", lambda path: 1 / 0 if path != "D:\\a" else int("another drive"))
+    assert terminal.shown("D:\\a") == "D:\\a"
+
+
+# Errors
+
+
+def test_a_user_error_is_one_line_with_status_1_and_no_traceback():
+    code = "def main(): raise terminal.UserError('a\\nfile: no\\r\\nsuch file')\nterminal.run(main)"
+    assert end(run(code)) == (1, "", "main.py: a file: no such file\n")
+
+
+def test_a_script_that_ends_well_has_status_0():
+    assert end(run("terminal.run(lambda: print('done'))")) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("size", [10, 100_000])  # what waits in Python's buffer until the end, and what does not
+def test_output_that_nobody_takes(size):
+    code = f"terminal.run(lambda: print('x' * {size}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = run(code, stdout=writer)
+    os.close(writer)
+    assert end(process)[::2] == (141, "")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            status, _, error = end(run(code, stdout=full))
+        assert status == 1 and error.startswith("main.py: ") and "space" in error and error.count("\n") == 1
+
+
+# Signals
+
+
+WAIT = """
+def main():
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    except BaseException as stop:
+        stop.add_note("go on")
+        raise
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends a process at once")
+@pytest.mark.parametrize(
+    "number, status, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_script_with_its_own_status_and_the_notes(number, status, word):
+    process = run(WAIT + "terminal.run(main)")
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    assert end(process) == (status, "", f"\nmain.py: {word}; go on\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no background jobs of a shell")
+def test_a_background_job_ignores_ctrl_c():
+    process = run(f"signal.signal(signal.SIGINT, signal.SIG_IGN)\n{WAIT}terminal.run(main)")
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 143
+
+
+@pytest.mark.skipif(os.name != "posix", reason="os.kill ends a process there")
+def test_a_signal_that_compiled_code_loses_is_raised_again():
+    code = """
+def main():
+    terminal.raise_lost_signal()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+    terminal.raise_lost_signal()
+terminal.run(main)"""
+    assert end(run(code)) == (143, "", "\nmain.py: terminated\n")
+
+
+# Keras
+
+NOISY_KERAS = """
+import os
+print(*(os.environ.get(name) for name in ("TF_ENABLE_ONEDNN_OPTS", "TF_CPP_MIN_LOG_LEVEL")), flush=True)
+os.write(2, b"a notice of compiled code\\n")
+
+class backend:
+    backend = staticmethod(lambda: "tensorflow")
+
+class distribution:
+    list_devices = staticmethod(lambda: os.write(2, b"a search for a GPU\\n") and ["cpu:0"])
+"""
+
+
+@pytest.mark.parametrize("said", [None, "0"])
+def test_keras_is_imported_without_notices_and_with_one_dnn_unless_the_user_says_otherwise(tmp_path, said):
+    (tmp_path / "keras.py").write_text(NOISY_KERAS)
+    names = ("TF_ENABLE_ONEDNN_OPTS", "TF_CPP_MIN_LOG_LEVEL")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"PYTHONPATH": str(tmp_path)} | ({"TF_ENABLE_ONEDNN_OPTS": said} if said else {})
+    code = "terminal.import_keras()\nprint('an error', file=sys.stderr)"
+    assert end(run(code, env=environment)) == (0, f"{said or 1} 2\n", "an error\n")
+
+
+def test_tensorflow_uses_one_dnn_where_it_is_asked_to(plain_keras):
+    test_util = pytest.importorskip("tensorflow.python.framework.test_util")
+    if sys.platform == "linux" and os.uname().machine == "x86_64":  # elsewhere it is built in, or not
+        assert test_util.IsMklEnabled()  # conftest.py asks for it
