@@ -130,7 +130,7 @@ class MixturePrior(layers.Layer):
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the weights (M,), the means (M, D) and the Cholesky factors of the covariances (M, D, D)."""
         factors = np.linalg.inv(ops.convert_to_numpy(self._factors()).astype(np.float64))
-        weights, means = (ops.convert_to_numpy(x) for x in (ops.softmax(self.logits), self.means))
+        weights, means = (ops.convert_to_numpy(x) for x in (ops.exp(ops.log_softmax(self.logits)), self.means))
         return {"weights": weights, "means": means, "factors": np.tril(factors).astype(np.float32)}
 
     def _factors(self):

@@ -43,7 +43,7 @@ def vae():
     keras.utils.set_random_seed(2)
     image, z = keras.Input(SIDES), keras.Input((2,))
     encoder = model.finish_encoder(image, layers.Flatten()(image), 2)
-    vae = model.VAE(encoder, model.finish_decoder(z, layers.Dense(16)(z), SIDES))
+    vae = model.VAE((encoder, model.finish_decoder(z, layers.Dense(16)(z), SIDES)), model.NormalPrior())
     vae.compile(optimizer=keras.optimizers.Adam(0.001), run_eagerly=True)
     return vae
 
@@ -81,7 +81,7 @@ def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, 
         for prefix, part in (("", images), ("test_", images[:15])):
             general, reconstruction, kl = (row[prefix + name] for name in LOSSES)
             assert general == pytest.approx(reconstruction + kl, abs=2e-4)
-            assert kl == pytest.approx(np.mean(ops.convert_to_numpy(model.kl_loss(*vae.encoder(part)))), abs=1e-4)
+            assert kl == pytest.approx(np.mean(ops.convert_to_numpy(vae.prior.kl_loss(*vae.encoder(part), None))), abs=1e-4)
 
 
 def test_times_and_progress_of_a_resumed_run(monkeypatch, capsys):

@@ -21,7 +21,8 @@ def rng():
 def build(name: str, **settings) -> model.VAE:
     """Build the plain VAE of a network, for small images."""
     keras.utils.set_random_seed(1)
-    return model.VAE(*NETWORKS[name].build(SIDES, 6, 5), **settings)
+    prior = model.MixturePrior(3, 5) if name == "standard" else model.NormalPrior()
+    return model.VAE(NETWORKS[name].build(SIDES, 6, 5), prior, **settings)
 
 
 def to_numpy(tensors) -> list[np.ndarray]:
@@ -72,7 +73,7 @@ def test_two_shards_have_the_losses_and_gradients_of_the_whole_batch(name, count
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * max(1e-2, np.abs(theirs).max()))
     for theirs, ours in zip(*single, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert (quick.encoder, quick.decoder) == (vae.encoder, vae.decoder)
+    assert (quick.encoder, quick.decoder, quick.prior) == (vae.encoder, vae.decoder, vae.prior)
     assert {id(weight) for weight in quick.weights} == {id(weight) for weight in vae.weights}
 
 

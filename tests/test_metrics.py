@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from vae import metrics
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from vae import metrics, sampling
 from vae.metrics import Posterior
+from vae.sampling import Mixture
 
 DIMENSIONS = 3
 NOISE = 0.5  # standard deviation of x given z in the toy model
@@ -32,9 +36,10 @@ def toy():
 
 
 def test_the_likelihood_converges_to_the_closed_form(toy):
-    posterior, log_likelihood, exact = toy
+    (posterior, log_likelihood, exact), normal = toy, sampling.make_normal(DIMENSIONS)
     errors = [
-        metrics.negative_log_likelihood(posterior, log_likelihood, samples, seed=0) - exact for samples in (1, 10, 5000)
+        metrics.negative_log_likelihood(posterior, log_likelihood, normal, samples, seed=0) - exact
+        for samples in (1, 10, 5000)
     ]
     means = [np.mean(error) for error in errors]
     assert means[0] > 0.2
@@ -52,8 +57,55 @@ def test_an_exact_posterior_needs_one_sample():
 
     exact = 0.5 * 1.3**2 / 2 + 0.5 * np.log(2 * np.pi * 2)
     for samples in (1, 7):
-        found = metrics.negative_log_likelihood(posterior, log_likelihood, samples, seed=3)
+        found = metrics.negative_log_likelihood(posterior, log_likelihood, sampling.make_normal(1), samples, seed=3)
         np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+@pytest.fixture
+def two() -> Mixture:
+    """A prior of two Gaussians in one dimension: 0.3 N(-1, 0.5^2) + 0.7 N(2, 1). They are labelled 4 and 9."""
+    weights, means = np.array([0.3, 0.7], np.float32), np.array([[-1], [2]], np.float32)
+    factors = np.array([[[0.5]], [[1]]], np.float32)
+    return Mixture(weights, means, factors, np.array([4, 9]), np.eye(2, dtype=np.float32))
+
+
+def test_the_likelihood_with_a_mixture_converges_to_the_closed_form(two):
+    """x = z + 0.8 e has the density 0.3 N(-1, 0.5^2 + 0.8^2) + 0.7 N(2, 1 + 0.8^2)."""
+    x = np.array([-2.0, 0.1, 3.0])
+    posterior = Posterior(x[:, None, None], x[:, None] * 0.8, np.full((3, 1), -0.8))
+
+    def log_likelihood(images, z):
+        return norm.logpdf(images[:, 0, 0], z[:, 0], 0.8)
+
+    parts = [np.log(w) + norm.logpdf(x, m, np.hypot(s, 0.8)) for w, m, s in ((0.3, -1, 0.5), (0.7, 2, 1))]
+    found = metrics.negative_log_likelihood(posterior, log_likelihood, two, 20_000, seed=0)
+    np.testing.assert_allclose(found, -logsumexp(parts, axis=0), atol=0.02)
+
+
+def test_kl_loss_by_hand(two):
+    mean, log_var = np.array([[0.5], [-1.0]]), np.log([[0.25], [4.0]])
+    posterior, z = Posterior(np.zeros((2, 1, 1)), mean, log_var), np.array([[0.7], [1.5]])
+    closed = [(0.25 + 0.25 - np.log(0.25) - 1) / 2, (1 + 4 - np.log(4) - 1) / 2]
+    np.testing.assert_allclose(metrics.kl_loss(posterior, z, sampling.make_normal(1)), closed)
+    density = 0.3 * norm.pdf(z, -1, 0.5) + 0.7 * norm.pdf(z, 2, 1)
+    by_hand = -norm.entropy(0, [0.5, 2]) - np.log(density[:, 0])
+    np.testing.assert_allclose(metrics.kl_loss(posterior, z, two), by_hand, rtol=1e-5)
+
+
+def test_information_per_dimension_by_hand():
+    """Two images: in the first dimension the codes are spread by 1 + 0.5, in the second they do not depend on them."""
+    mean, log_var = np.array([[1.0, 3], [-1, 3]]), np.log([[0.25, 0.5], [0.75, 0.5]])
+    by_hand = [(np.log(1.5) - (np.log(0.25) + np.log(0.75)) / 2) / 2, 0]
+    found = metrics.information_per_dimension(Posterior(np.zeros((2, 1, 1)), mean, log_var))
+    np.testing.assert_allclose(found, by_hand, atol=1e-12)
+
+
+def test_label_accuracy_by_hand(two):
+    z = np.array([[-1.0], [-1.2], [2], [3]], np.float32)  # 4, 4, 9, 9 by the prior
+    assert metrics.label_accuracy(two, z, np.array([4, 9, 9, 9])) == 0.75
+    assert metrics.label_accuracy(two, z, np.array([4, 4, 0, 0], np.uint8)) == 0.5
+    assert metrics.label_accuracy(two, z, None) is None
+    assert metrics.label_accuracy(sampling.make_normal(1), z, np.array([4, 4, 9, 9])) is None
 
 
 @pytest.mark.parametrize("samples", [1, 3, 500, 501, 1203])
@@ -67,7 +119,7 @@ def test_every_image_is_decoded_with_samples_of_its_own_and_never_many_at_once(s
         return x[:, 0, 0] * -5000.0  # far from all: the weights must not overflow
 
     posterior = Posterior(images, np.zeros((7, 2)), np.zeros((7, 2)))
-    found = metrics.negative_log_likelihood(posterior, log_likelihood, samples, 0)
+    found = metrics.negative_log_likelihood(posterior, log_likelihood, sampling.make_normal(2), samples, 0)
     np.testing.assert_allclose(found, 5000 * images[:, 0, 0], rtol=1e-6, atol=1e-5)  # q is the prior
     decoded = np.concatenate(decoded)
     assert np.unique(decoded[:, 0], return_counts=True)[1].tolist() == [samples] * 7

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from keras import layers, ops
 from scipy.special import logsumexp, softmax
-from scipy.stats import norm
+from scipy.stats import multivariate_normal, norm
 
 import model
 from evaluate import build_log_likelihood
+from vae import metrics, sampling
 from vae.batches import Batches
 
 SIDES = (3, 2)  # of the images here: so few pixels that a gradient can be worked out by hand
@@ -45,18 +46,51 @@ def pin(layer: layers.Dense, value: float) -> None:
     layer.set_weights([np.zeros_like(kernel), np.full_like(bias, value)])
 
 
-def transparent(mean: float, deviation: float, **settings) -> model.VAE:
-    """Return a VAE that has the same posterior for every image, and whose logits are z itself."""
+def transparent(mean: float, deviation: float, prior=None, **settings) -> model.VAE:
+    """Return a VAE that has the same posterior for every image, and whose logits are z itself; its prior is N(0, I)."""
     image, z = keras.Input(SIDES), keras.Input((PIXELS,))
     encoder = model.finish_encoder(image, layers.Flatten()(image), PIXELS)
     pin(encoder.get_layer("mean"), mean)
     pin(encoder.get_layer("log_var"), 2 * math.log(deviation))
-    return model.VAE(encoder, model.finish_decoder(z, z, SIDES), **settings)
+    return model.VAE((encoder, model.finish_decoder(z, z, SIDES)), prior or model.NormalPrior(), **settings)
+
+
+def make_mixture(components: int = 4, latent_dim: int = PIXELS) -> model.MixturePrior:
+    """Return a mixture prior with random weights, means and covariances."""
+    prior, rng = model.MixturePrior(components, latent_dim), np.random.default_rng(5)
+    prior.set_weights([0.5 * rng.standard_normal(weight.shape, np.float32) for weight in prior.weights])
+    return prior
+
+
+def split_mixture(prior: model.MixturePrior) -> list[tuple]:
+    """Return the weight, the mean and the covariance of each Gaussian, worked out in NumPy."""
+    logits, means, triangles = (np.float64(array) for array in prior.get_weights())
+    factors = np.tril(triangles, -1) + [np.diag(np.exp(np.diag(triangle))) for triangle in triangles]
+    covariances = [np.linalg.inv(factor.T @ factor) for factor in factors]
+    return list(zip(softmax(logits), means, covariances, strict=True))
+
+
+def log_mixture(prior: model.MixturePrior, z: np.ndarray) -> np.ndarray:
+    """Return log p(z) of latent vectors (n, D) by SciPy: (n,)."""
+    parts = [np.log(w) + multivariate_normal.logpdf(z, m, c) for w, m, c in split_mixture(prior)]
+    return logsumexp(parts, axis=0)
+
+
+def slope_of_mixture(prior: model.MixturePrior, z: np.ndarray) -> np.ndarray:
+    """Return the gradient of log p(z) at latent vectors (n, D): (n, D)."""
+    parts = split_mixture(prior)
+    shares = softmax([np.log(w) + multivariate_normal.logpdf(z, m, c) for w, m, c in parts], axis=0)
+    slopes = [np.linalg.solve(c, (m - z).T).T for _, m, c in parts]
+    return np.einsum("mn,mnd->nd", shares, slopes)
 
 
 def draws(outputs: list, samples: int = 1) -> np.ndarray:
     """Return the latent vectors (n, K, D) that a transparent VAE has drawn."""
     return ops.convert_to_numpy(outputs[0]).reshape(-1, samples, PIXELS).astype(np.float64)
+
+
+def biases_of(vae: model.VAE) -> list[np.ndarray]:
+    return [vae.encoder.get_layer(name).get_weights()[1] for name in ("mean", "log_var")]
 
 
 def to_numpy(tensors) -> list[np.ndarray]:
@@ -92,11 +126,12 @@ def test_gaussian_pixels_have_the_density_of_a_normal(rng):
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-5)
 
 
-def test_kl_loss_by_hand():
+def test_kl_loss_of_the_normal_prior_by_hand():
     mean = np.float32([[0, 0, 0, 0], [1, -3, 0, 0], [1, 0, 0, -3]])
     log_var = np.float32([[0, 0, 0, 0], [0, 0, math.log(4), -2], [0, math.log(4), 0, 0]])
     by_hand = [0, 0.5 + 4.5 + (3 - math.log(4)) / 2 + (1 + math.exp(-2)) / 2, 0.5 + (3 - math.log(4)) / 2 + 4.5]
-    np.testing.assert_allclose(ops.convert_to_numpy(model.kl_loss(mean, log_var)), by_hand, rtol=1e-6, atol=1e-7)
+    found = model.NormalPrior().kl_loss(mean, log_var, None)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), by_hand, rtol=1e-6, atol=1e-7)
 
 
 def test_importance_weighted_loss_by_hand():
@@ -115,6 +150,54 @@ def test_log_likelihood_is_that_of_the_decoded_pixels(images, rng, variance):
     pixels = sigmoid(z).reshape(images.shape)
     expected = -cross_entropy(images, pixels) if variance is None else norm.logpdf(images, pixels, 0.2).sum(axis=(1, 2))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# The priors
+
+
+@pytest.mark.parametrize("components, latent_dim", [(1, 1), (4, PIXELS)])
+def test_the_density_of_a_mixture_is_that_of_scipy_in_the_model_and_in_its_arrays(components, latent_dim, rng):
+    prior = make_mixture(components, latent_dim)
+    z = 2 * rng.standard_normal((9, latent_dim), np.float32)
+    expected = log_mixture(prior, np.float64(z))
+    np.testing.assert_allclose(ops.convert_to_numpy(prior.log_prob(z)), expected, rtol=1e-4, atol=1e-4)
+    arrays = prior.to_arrays()
+    read = sampling.read_mixture(arrays, latent_dim)
+    np.testing.assert_allclose(read.log_prob(z), expected, rtol=1e-4, atol=1e-4)
+    assert (read.count_params(), read.labels.size) == (prior.count_params(), 0)
+    covariances = [covariance for _, _, covariance in split_mixture(prior)]
+    np.testing.assert_allclose(arrays["factors"], np.linalg.cholesky(covariances), rtol=1e-4, atol=1e-5)
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+
+
+def test_the_density_of_the_normal_prior(rng):
+    z = rng.standard_normal((9, PIXELS), np.float32)
+    expected = norm.logpdf(z).sum(axis=1)
+    np.testing.assert_allclose(ops.convert_to_numpy(model.NormalPrior().log_prob(z)), expected, rtol=1e-5)
+    np.testing.assert_allclose(sampling.make_normal(PIXELS).log_prob(z), expected, rtol=1e-5)
+
+
+def test_a_mixture_begins_as_unit_gaussians_of_equal_weight():
+    (weights, means, covariances) = zip(*split_mixture(model.MixturePrior(50, 3)), strict=True)
+    np.testing.assert_allclose(weights, 0.02)
+    np.testing.assert_allclose(covariances, [np.eye(3)] * 50)
+    assert 0.8 < np.std(means) < 1.2
+
+
+def test_the_kl_to_a_mixture_is_the_integral_on_average():
+    """In one dimension, against numbers on a grid; model.py and vae/metrics.py have the same."""
+    prior = make_mixture(3, 1)
+    mean, log_var = np.full((20_000, 1), 0.4, np.float32), np.full((20_000, 1), -0.6, np.float32)
+    grid = np.linspace(-8, 8, 4001)
+    log_q = norm.logpdf(grid, 0.4, np.exp(-0.3))
+    exact = np.trapezoid(np.exp(log_q) * (log_q - log_mixture(prior, grid[:, None])), grid)
+    z = sampling.draw_codes(mean, log_var, np.random.default_rng(0))
+    found = ops.convert_to_numpy(prior.kl_loss(mean, log_var, prior.log_prob(z)))
+    assert found.mean() == pytest.approx(exact, abs=0.02)
+    posterior = metrics.Posterior(np.zeros((20_000, 1, 1)), mean, log_var)
+    np.testing.assert_allclose(
+        metrics.kl_loss(posterior, z, sampling.read_mixture(prior.to_arrays(), 1)), found, rtol=1e-3, atol=1e-4
+    )
 
 
 # The VAE
@@ -166,6 +249,70 @@ def test_beta_weighs_the_kl_in_the_gradient_and_not_in_the_reported_losses(image
         np.testing.assert_allclose(step, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("beta", [1.0, 2.5])
+def test_a_learned_prior_is_trained_without_the_noise_of_log_q(images, beta):
+    """The gradient of "sticking the landing", by hand: the plain one and terms whose mean is 0."""
+    prior, start = make_mixture(), make_mixture()  # the same numbers
+    vae = transparent(0.4, 0.7, prior, beta=beta)
+    before = biases_of(vae)
+    vae.reseed(3)
+    outputs = vae(images, training=True)
+    z = draws(outputs)[:, 0]
+    vae.reseed(3)
+    vae.compile(keras.optimizers.SGD(1.0), jit_compile=False)
+    reported = vae.train_on_batch(images, return_dict=True)
+
+    targets, log_prior = images.reshape(25, PIXELS), log_mixture(start, z)
+    kl = np.mean(-PIXELS * norm.entropy(0, 0.7) - log_prior)
+    reconstruction = cross_entropy(images, sigmoid(z).reshape(images.shape)).mean()
+    expected = {"general_loss": reconstruction + kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
+    assert reported == pytest.approx(expected, rel=1e-4)
+    log_ratio = log_prior - norm.logpdf(z, 0.4, 0.7).sum(axis=1)
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs[3])[:, 0], log_ratio, rtol=1e-4, atol=1e-4)
+
+    of_z = sigmoid(z) - targets - beta * slope_of_mixture(start, z)
+    epsilon = (z - 0.4) / 0.7
+    plain = of_z, of_z * (z - 0.4) / 2 - beta / 2  # of -log p(x|z) + beta * KL
+    noise = -beta * epsilon / 0.7, beta * (1 - epsilon**2) / 2  # of mean 0, as epsilon ~ N(0, I)
+    for old, new, each, other in zip(before, biases_of(vae), plain, noise, strict=True):
+        np.testing.assert_allclose(old - new, (each + other).mean(axis=0), rtol=1e-3, atol=1e-5)
+    assert not any(map(np.array_equal, start.get_weights(), prior.get_weights()))
+
+
+def test_where_q_is_the_posterior_its_gradient_has_no_noise_at_all(images):
+    """The decoder does not see z, so p(z|x) is the prior; and q is the prior, too."""
+    prior = model.MixturePrior(2, PIXELS)
+    prior.set_weights([np.zeros(2), np.full((2, PIXELS), 0.4), np.tile(-np.log(0.7) * np.eye(PIXELS), (2, 1, 1))])
+    vae = transparent(0.4, 0.7, prior)
+    z = keras.Input((PIXELS,))
+    blind = model.VAE((vae.encoder, model.finish_decoder(z, 0.0 * z, SIDES)), prior)
+    before = biases_of(blind)
+    blind.compile(keras.optimizers.SGD(1.0), jit_compile=False)
+    blind.train_on_batch(images)
+    np.testing.assert_allclose(before, biases_of(blind), atol=1e-6)
+
+
+def test_several_samples_are_weighted_by_a_learned_prior(images):
+    prior = make_mixture()
+    vae = transparent(0.1, 1.1, prior, importance_samples=3)
+    before = biases_of(vae)[0]
+    vae.reseed(3)
+    outputs = vae(images, training=True)
+    loss = float(vae.compute_loss(x=images, y_pred=outputs, training=True))
+    z, targets = draws(outputs, 3), images.reshape(25, 1, PIXELS)
+    flat = z.reshape(-1, PIXELS)
+    log_prior = log_mixture(prior, flat).reshape(25, 3)
+    log_weights = (targets * z - np.logaddexp(0, z) - norm.logpdf(z, 0.1, 1.1)).sum(axis=2) + log_prior
+    assert loss == pytest.approx((np.log(3) - logsumexp(log_weights, axis=1)).mean(), rel=1e-4)
+    assert tracked(vae)["kl_loss"] == pytest.approx(-PIXELS * norm.entropy(0, 1.1) - log_prior.mean(), rel=1e-4)
+    shares, slopes = softmax(log_weights, axis=1)[:, :, None], slope_of_mixture(prior, flat).reshape(z.shape)
+    vae.reseed(3)
+    vae.compile(keras.optimizers.SGD(1.0), jit_compile=False)
+    vae.train_on_batch(images)
+    by_hand = (shares * (sigmoid(z) - targets - slopes)).sum(axis=1).mean(axis=0)
+    np.testing.assert_allclose(before - biases_of(vae)[0], by_hand, rtol=1e-3, atol=1e-5)
+
+
 def test_several_samples_train_the_importance_weighted_bound_and_the_reported_losses_stay_the_elbo(images):
     vae = transparent(0.1, 1.1, importance_samples=3)
     before = vae.encoder.get_layer("mean").get_weights()[1]
@@ -206,7 +353,8 @@ def test_several_samples_train_the_importance_weighted_bound_and_the_reported_lo
 def test_all_noise_is_a_function_of_the_keys(images):
     image, z = keras.Input(SIDES), keras.Input((PIXELS,))
     encoder = model.finish_encoder(image, layers.Dropout(0.5, name="dropout")(layers.Flatten()(image)), PIXELS)
-    vae = model.VAE(encoder, model.finish_decoder(z, layers.Dropout(0.5, name="dropout")(z), SIDES))
+    decoder = model.finish_decoder(z, layers.Dropout(0.5, name="dropout")(z), SIDES)
+    vae = model.VAE((encoder, decoder), model.NormalPrior())
 
     def train(*keys):
         vae.reseed(*keys)

@@ -13,7 +13,7 @@ from vae.networks import NETWORKS
 from vae.settings import read_settings
 
 PUBLISHED = {  # epochs, batch size, learning rate, hidden and latent dimensions, validation split; parameters
-    "standard": (50, 200, 8e-3, 64, 32, 0, 1_023_844),
+    "standard": (50, 100, 5e-3, 64, 24, 0, 1_102_932),
     "readout": (50, 100, 1e-3, 64, 64, 0, 19_977_214),
     "softplus": (50, 100, 4e-3, 28, 2, 0, 187_341),
     "dense": (30, 256, 6e-3, 256, 16, 0.3, 505_904),
@@ -23,8 +23,9 @@ PUBLISHED = {  # epochs, batch size, learning rate, hidden and latent dimensions
 # The layers of the encoder and of the decoder: shape of the output, activation, side of the kernel, rate of dropout.
 LAYERS = {
     "standard": """
-        image 28x28, lstm 28x64 tanh, flatten 1792, dropout 1792 0.1, mean 32 linear, log_var 32 linear;
-        z 32, dense1 256 silu, dense2 3136 silu, reshape 7x7x64, tconv1 7x7x64 silu 3, tconv2 14x14x32 silu 4,
+        image 28x28, columns 28x28, lstm_rows 28x64 tanh, lstm_columns 28x64 tanh, flatten1 1792, flatten2 1792,
+        concatenate 3584, dropout 3584 0.1, mean 24 linear, log_var 24 linear;
+        z 24, dense1 256 silu, dense2 3136 silu, reshape 7x7x64, tconv1 7x7x64 silu 3, tconv2 14x14x32 silu 4,
         tconv3 14x14x4 linear 3, pixels_2x2 14x14x2x2, interleave 14x2x14x2, logits 28x28, pixels 28x28 sigmoid""",
     "readout": """
         image 28x28, lstm 28x64 tanh, flatten 1792, mean 64 linear, log_var 64 linear;
@@ -86,6 +87,7 @@ def test_layers_parameters_and_defaults(name):
     fields = ("epochs", "batch_size", "learning_rate", "hidden_dim", "latent_dim", "validation_split")
     assert [getattr(NETWORKS[name], field) for field in fields] == defaults
     assert NETWORKS[name].in_shards == (name not in ("readout", "batchnorm"))
+    assert NETWORKS[name].prior == ("mixture" if name == "standard" else "normal")  # the published ones as published
     halves = outline(name)
     assert sum(half.count_params() for half in halves) == parameters
     assert "; ".join(", ".join(map(describe, half.layers)) for half in halves) == " ".join(LAYERS[name].split())
@@ -147,8 +149,10 @@ def test_results_are_float32_under_mixed_precision(name, images, plain_keras):
     plain_keras.config.set_dtype_policy("mixed_bfloat16")
     encoder, decoder = NETWORKS[name].build(SMALL, 6, LATENT)
     mean, log_var = encoder(images)
-    for tensor in (mean, log_var, decoder(mean), *model.VAE(encoder, decoder)(images, training=True)):
+    prior = model.MixturePrior(3, LATENT)
+    for tensor in (mean, log_var, decoder(mean), *model.VAE((encoder, decoder), prior)(images, training=True)):
         assert keras.backend.standardize_dtype(tensor.dtype) == "float32"
+    assert all(variable.dtype == "float32" for variable in prior.weights)
     for half in (encoder, decoder):
         assert any(layer.compute_dtype == "bfloat16" for layer in half.layers if layer.weights)
         assert all(variable.dtype == "float32" for variable in half.trainable_variables)

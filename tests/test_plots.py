@@ -55,12 +55,21 @@ def test_images_are_large_on_small_grids_and_never_smaller_than_they_are(count, 
     assert grid.shape == (2 + (28 * zoom + 2) * (count // columns), 2 + (20 * zoom + 2) * columns)
 
 
-def test_a_png_holds_the_grid_pixel_for_pixel(images, tmp_path):
+def test_a_picture_is_of_the_kind_that_its_name_says_and_png_holds_the_grid_pixel_for_pixel(images, tmp_path):
     grid = plots.tile([images], images.shape, columns=4)
-    plots.write_png(grid, tmp_path / "grid")  # whatever the name
-    with Image.open(tmp_path / "grid") as picture:
+    for suffix, start in ((".png", b"\x89PNG"), (".jpg", b"\xff\xd8\xff"), (".pdf", b"%PDF")):
+        plots.write_picture(grid, tmp_path / f"grid{suffix}")
+        assert (tmp_path / f"grid{suffix}").read_bytes().startswith(start)
+    with Image.open(tmp_path / "grid.png") as picture:
         assert (picture.format, picture.mode) == ("PNG", "L")
         np.testing.assert_array_equal(np.asarray(picture), grid)
+
+
+def test_more_images_than_are_shown_are_all_taken(images):
+    taken = []
+    grid = plots.tile((taken.append(len(part)) or part for part in (images[:3], images[3:])), (2, *SIDES), columns=2)
+    assert grid.shape == (2 + 38, 2 + 2 * 26) and taken == [3, 4]
+    np.testing.assert_array_equal(cell(grid, 0, 1), np.rint(255 * images[1]))
 
 
 # Curves
@@ -165,8 +174,8 @@ def test_labels_on_each_other_are_pushed_apart_and_the_others_stay():
     assert np.abs(pushed[:3] - places[:3]).max() < 1.2
 
 
-def test_kl_is_shown_by_dimension_from_the_largest():
-    (axes,) = plots.kl_per_dimension(np.array([0.5, 2.0, 0.25]), "KL").axes
+def test_information_is_shown_by_dimension_from_the_largest():
+    (axes,) = plots.latent_dimensions(np.array([0.5, 2.0, 0.25]), "what each tells").axes
     assert [bar.get_height() for bar in axes.patches] == [2.0, 0.5, 0.25]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "0", "2"]
-    assert axes.get_ylabel() == "nats per image" and axes.get_title() == "KL (2.75 in all)"
+    assert axes.get_ylabel() == "nats per image" and axes.get_title() == "what each tells"

@@ -10,21 +10,6 @@ from vae.sampling import Mixture
 from vae.terminal import UserError
 
 
-@pytest.fixture(scope="module")
-def blobs():
-    """Codes of two classes in two dimensions: class 3, three quarters of all, in two places, class 7 in one."""
-    rng = np.random.default_rng(0)
-    three = np.concatenate([rng.normal((-6, 0), 0.3, (750, 2)), rng.normal((6, 0), 0.3, (750, 2))])
-    seven = rng.multivariate_normal((0, 8), [[0.3, 0.4], [0.4, 1.5]], 500)
-    order = rng.permutation(2000)
-    return np.concatenate([three, seven])[order], np.repeat([3, 7], [1500, 500])[order]
-
-
-@pytest.fixture(scope="module")
-def mixture(blobs):
-    return sampling.fit(*blobs, seed=0)
-
-
 @pytest.fixture
 def overlapping():
     """Label 0 around the origin; label 1 beside it, of two components of unlike shapes. The last is shared."""
@@ -50,41 +35,32 @@ def test_codes_are_drawn_from_the_posterior():
     np.testing.assert_allclose(np.cov(codes.T), [[4, 0], [0, 0.25]], rtol=0.05, atol=0.03)
 
 
-def test_each_label_has_its_share_and_as_many_components_as_held_out_codes_ask_for(mixture):
-    assert mixture.labels.tolist() == [3, 7]
-    assert set(map(tuple, mixture.class_shares)) == {(1, 0), (0, 1)}
-    threes, sevens = mixture.class_shares.sum(axis=0)
-    assert threes >= 2 and sevens == 1
-    np.testing.assert_allclose(mixture.weights @ mixture.class_shares, [0.75, 0.25], rtol=1e-6)
-    assert all(array.dtype == np.float32 for array in (mixture.weights, mixture.means, mixture.factors))
+def test_labels_are_learned_from_the_codes(overlapping):
+    """By hand: codes at the means belong to their Gaussians, and one between two belongs to both."""
+    apart = replace(
+        overlapping, means=np.array([[0, 0], [100, 0], [900, 0]], np.float32), factors=np.stack([np.eye(2)] * 3)
+    )
+    apart = replace(apart, weights=np.array([0.4, 0.4, 0.2], np.float32))
+    codes = np.array([[0, 0], [1, 0], [50, 0], [100, 1], [101, 0]], np.float32)
+    known = sampling.learn_labels(apart, codes, np.array([7, 7, 3, 3, 3], np.uint8))
+    assert known.labels.tolist() == [3, 7] and known.class_shares.dtype == np.float32
+    by_hand = [[0.5 / 2.5, 2 / 2.5], [1, 0], [0.6, 0.4]]  # the last Gaussian has no codes: shares of the whole set
+    np.testing.assert_allclose(known.class_shares, by_hand, atol=1e-5)
+    for name in ("weights", "means", "factors"):
+        assert getattr(known, name) is getattr(apart, name)
+    assert sampling.read_mixture(vars(known), 2).labels.tolist() == [3, 7]
 
 
-def test_draws_have_the_moments_of_the_codes(blobs, mixture):
-    codes, labels = blobs
-    drawn = draw(mixture, 20_000)
-    assert drawn.dtype == np.float32
-    np.testing.assert_allclose(drawn.mean(axis=0), codes.mean(axis=0), atol=0.15)
-    np.testing.assert_allclose(np.cov(drawn.T), np.cov(codes.T), rtol=0.05, atol=0.4)
-    sevens = draw(mixture, 20_000, label=7)
-    np.testing.assert_allclose(np.cov(sevens.T), np.cov(codes[labels == 7].T), rtol=0.1, atol=0.02)
-
-
-def test_without_labels_there_is_one_mixture_for_all(blobs):
-    unlabelled = sampling.fit(blobs[0], None, seed=0)
-    assert unlabelled.labels.shape == (0,) and unlabelled.class_shares.shape == (len(unlabelled.weights), 0)
-    np.testing.assert_allclose(draw(unlabelled, 20_000).mean(axis=0), blobs[0].mean(axis=0), atol=0.15)
-    with pytest.raises(UserError, match=r"--digit 1: this run has no labels; draw without --digit"):
-        draw(unlabelled, 5, label=1)
-    assert sampling.read_mixture(vars(unlabelled), 2).labels is unlabelled.labels
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 40])
-def test_a_small_class_gets_a_component_too(count):
-    codes = np.random.default_rng(0).normal(size=(200 + count, 4))
-    found = sampling.fit(codes, np.repeat([0, 1], [200, count]), seed=0)
-    assert found.labels.tolist() == [0, 1]
-    assert found.weights @ found.class_shares[:, 1] == pytest.approx(count / (200 + count))
-    assert np.isfinite(found.factors).all() and draw(found, 3, label=1).shape == (3, 4)
+def test_labels_of_many_codes(overlapping, monkeypatch):
+    codes = draw(overlapping, 500)
+    labels = np.random.default_rng(0).integers(0, 5, 500)
+    first = sampling.learn_labels(overlapping, codes, labels)
+    by_hand = overlapping.responsibilities(codes).T @ (labels[:, None] == np.arange(5))
+    np.testing.assert_allclose(first.class_shares, by_hand / by_hand.sum(axis=1, keepdims=True), atol=1e-4)
+    monkeypatch.setattr(sampling, "AT_ONCE", 7)
+    np.testing.assert_allclose(
+        sampling.learn_labels(overlapping, codes, labels).class_shares, first.class_shares, atol=1e-6
+    )
 
 
 # Drawing
@@ -96,8 +72,26 @@ def test_scale_multiplies_the_deviation(overlapping):
     np.testing.assert_allclose(two - plain, 2 * (one - plain), atol=1e-4)
 
 
-def test_the_normal_prior_is_a_mixture_of_one():
-    z = draw(sampling.make_normal(3), 20_000)
+def test_draws_have_the_moments_of_the_mixture(overlapping):
+    z = draw(overlapping, 50_000)
+    assert z.dtype == np.float32
+    mean = overlapping.weights @ overlapping.means
+    second = [
+        factor @ factor.T + np.outer(m, m) for factor, m in zip(overlapping.factors, overlapping.means, strict=True)
+    ]
+    covariance = np.einsum("m,mij->ij", overlapping.weights, second) - np.outer(mean, mean)
+    np.testing.assert_allclose(z.mean(axis=0), mean, atol=0.05)
+    np.testing.assert_allclose(np.cov(z.T), covariance, rtol=0.03, atol=0.1)
+
+
+def test_the_normal_prior_is_a_mixture_of_one(overlapping):
+    normal = sampling.make_normal(3)
+    assert (normal.is_normal, normal.count_params(), overlapping.is_normal) == (True, 0, False)
+    assert (
+        not replace(normal, means=normal.means + 1).is_normal
+        and not replace(normal, factors=2 * normal.factors).is_normal
+    )
+    z = draw(normal, 20_000)
     np.testing.assert_allclose(z.mean(axis=0), [0, 0, 0], atol=0.04)
     np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.05)
 
@@ -127,35 +121,39 @@ def test_probabilities_of_components_and_labels_are_by_bayes_rule(overlapping):
 
 def test_a_vector_drawn_for_a_label_is_not_among_other_labels(overlapping):
     for column, label in enumerate(overlapping.labels):
-        sure = overlapping.label_probabilities(draw(overlapping, 2000, label=label))[:, column] >= sampling.SURE
+        sure = overlapping.label_probabilities(draw(overlapping, 2000, label=label))[:, column]
         weights = overlapping.weights * overlapping.class_shares[:, column]
-        plain = overlapping.draw(np.random.default_rng(1), 2000, 1.0, weights)
-        by_chance = overlapping.label_probabilities(plain)[:, column] >= sampling.SURE
-        assert sure.mean() > 0.99 and by_chance.mean() < 0.8
+        by_chance = overlapping.label_probabilities(overlapping.draw(np.random.default_rng(1), 2000, 1.0, weights))
+        assert np.mean(sure >= 0.9) > 0.99 and np.mean(by_chance[:, column] >= 0.9) < 0.8
 
 
 def test_a_label_that_is_never_sure_is_drawn_all_the_same_and_an_unknown_one_is_refused(overlapping):
     same = replace(overlapping, means=np.zeros((3, 2)), factors=np.stack([np.eye(2)] * 3))
     assert draw(same, 50, label=0).shape == (50, 2)
-    with pytest.raises(UserError, match="--digit 4: this run knows only 0, 1; draw without --digit"):
+    with pytest.raises(UserError, match="--digit 4: the prior of this run knows only 0, 1; draw without --digit"):
         draw(overlapping, 5, label=4)
+    with pytest.raises(UserError, match="--digit 1: the prior of this run has no labels"):
+        draw(sampling.make_normal(2), 5, label=1)
 
 
 # Reading
 
 
-def test_arrays_that_do_not_fit_are_refused(mixture):
+def test_arrays_that_do_not_fit_are_refused(overlapping):
+    mixture = overlapping
     arrays = vars(mixture)
     read = sampling.read_mixture(arrays | {"activity": np.ones(2)}, 2)
-    np.testing.assert_array_equal(draw(read, 10, label=3), draw(mixture, 10, label=3))
+    np.testing.assert_array_equal(draw(read, 10, label=1), draw(mixture, 10, label=1))
     upper = mixture.factors.copy()
     upper[0, 0, 1] = 0.5
     for broken in (
-        *({name: array for name, array in arrays.items() if name != missing} for missing in arrays),
+        *(
+            {name: array for name, array in arrays.items() if name != missing}
+            for missing in ("weights", "means", "factors", "labels")
+        ),
         arrays | {"means": mixture.means[:, :1]},
         arrays | {"weights": -mixture.weights},
         arrays | {"weights": mixture.weights / 2},
-        arrays | {"weights": np.array(["a"])},
         arrays | {"weights": mixture.weights[:0], "means": mixture.means[:0], "factors": mixture.factors[:0]},
         arrays | {"means": np.full(mixture.means.shape, 1e300)},
         arrays | {"factors": np.full_like(mixture.factors, np.nan)},
@@ -166,29 +164,30 @@ def test_arrays_that_do_not_fit_are_refused(mixture):
         arrays | {"class_shares": mixture.class_shares[0]},
         arrays | {"labels": mixture.labels[:1]},
     ):
-        with pytest.raises(UserError, match=r"^prior\.npz: .*; draw with --sampler prior$"):
+        with pytest.raises(UserError, match=r"^prior\.npz: .*; choose another run$"):
             sampling.read_mixture(broken, 2)
     with pytest.raises(UserError, match="for this decoder"):
         sampling.read_mixture(arrays, 3)
-    many = np.ones(sampling.MAX_COMPONENTS + 1, np.float32)
-    with pytest.raises(UserError, match="more than 1,000 components"):
-        sampling.read_mixture(arrays | {"weights": many / many.sum()}, 2)
-
-
-def test_the_most_active_dimensions():
-    assert sampling.find_most_active({"activity": np.array([0.1, 0.9, 0.0, 0.5])}, 4) == (1, 3)
-    assert sampling.find_most_active(None, 2) == (0, 1)  # the plane itself
-    for arrays, latent_dim in ((None, 4), ({}, 4), ({"activity": np.ones(3)}, 4), ({"activity": np.ones(1)}, 1)):
-        with pytest.raises(UserError, match="--manifold"):
-            sampling.find_most_active(arrays, latent_dim)
+    count = sampling.MAX_COMPONENTS + 1
+    many = {
+        "weights": np.full(count, 1 / count),
+        "means": np.zeros((count, 2)),
+        "factors": np.stack([np.eye(2)] * count),
+    }
+    with pytest.raises(UserError, match="for this decoder"):
+        sampling.read_mixture(many, 2)
+    fewer = sampling.read_mixture(
+        {name: array[:1] * (1 if name != "weights" else count) for name, array in many.items()}, 2
+    )
+    assert fewer.is_normal and not fewer.labels.size
 
 
 # Walks and planes
 
 
-def test_a_walk_stays_on_the_sphere_between_its_ends():
+def test_a_walk_in_the_normal_prior_stays_on_the_sphere_between_its_ends():
     starts, ends = np.eye(3)[[0, 1]] * 2, np.eye(3)[[1, 2]] * 2
-    walk = sampling.walk(starts, ends, 5)
+    walk = sampling.walk(sampling.make_normal(3), starts, ends, 5)
     np.testing.assert_allclose(walk[:, 0], starts, atol=1e-6)
     np.testing.assert_allclose(walk[:, -1], ends, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(walk, axis=2), 2, atol=1e-6)
@@ -198,14 +197,71 @@ def test_a_walk_stays_on_the_sphere_between_its_ends():
 
 def test_a_walk_to_the_same_place_stays_and_one_to_the_opposite_goes_through_the_middle():
     place = np.array([[0.3, -0.4]])
-    np.testing.assert_allclose(sampling.walk(place, place, 4), np.tile(place, (1, 4, 1)), atol=1e-6)
+    np.testing.assert_allclose(
+        sampling.walk(sampling.make_normal(2), place, place, 4), np.tile(place, (1, 4, 1)), atol=1e-6
+    )
     ends = np.array([[0.6], [-0.2]])  # of one latent dimension
-    np.testing.assert_allclose(sampling.walk(ends, -ends, 3), np.stack([ends, 0 * ends, -ends], axis=1), atol=1e-6)
+    walk = sampling.walk(sampling.make_normal(1), ends, -ends, 3)
+    np.testing.assert_allclose(walk, np.stack([ends, 0 * ends, -ends], axis=1), atol=1e-6)
 
 
-def test_the_plane_has_the_quantiles_of_the_prior():
-    z = sampling.plane(5, 4, axes=(2, 0)).reshape(5, 5, 4)
+def make_clusters(*means: tuple, deviation: float = 0.5) -> Mixture:
+    """Return a mixture of round Gaussians of equal weight at these places in the plane."""
+    count = len(means)
+    factors = np.stack([deviation * np.eye(2, dtype=np.float32)] * count)
+    weights = np.full(count, 1 / count, np.float32)
+    return Mixture(weights, np.array(means, np.float32), factors, np.empty(0, int), np.empty((count, 0)))
+
+
+def test_a_walk_in_a_mixture_takes_the_bridge_between_two_clusters():
+    bridge = [(6 * np.cos(angle), 6 * np.sin(angle)) for angle in np.linspace(0, np.pi, 16)]  # a half circle
+    prior = make_clusters(*bridge)
+    starts, ends = np.array([[6.2, 0.1], [-6, 0.3]], np.float32), np.array([[-6.1, -0.2], [0.2, 6]], np.float32)
+    walks = sampling.walk(prior, starts, ends, 40)
+    assert walks.shape == (2, 40, 2) and walks.dtype == np.float32
+    np.testing.assert_allclose(walks[:, 0], starts, atol=1e-5)
+    np.testing.assert_allclose(walks[:, -1], ends, atol=1e-5)
+    least = np.quantile(prior.log_prob(draw(prior, 2000)), 0.05)
+    straight = starts[0] + np.linspace(0, 1, 40)[:, None] * (ends[0] - starts[0])
+    assert prior.log_prob(walks.reshape(-1, 2)).min() > least > prior.log_prob(straight).min()
+    for walk in walks:  # of equal length, but for the few that cut a corner
+        steps = np.linalg.norm(np.diff(walk, axis=0), axis=1)
+        assert steps.max() < 1.02 * np.median(steps) and steps.min() > 0.8 * np.median(steps)
+
+
+def test_a_walk_crosses_a_desert_where_it_must():
+    """Each cluster has more Gaussians than a walk may go to from one."""
+    rng = np.random.default_rng(0)
+    left, right = rng.normal((-50, 0), 0.2, (30, 2)), rng.normal((50, 0), 0.2, (30, 2))
+    prior = make_clusters(*left, *right, deviation=0.01)
+    (walk,) = sampling.walk(prior, prior.means[:1], prior.means[-1:], 9)
+    np.testing.assert_allclose(walk[[0, -1]], prior.means[[0, -1]], atol=1e-4)
+    assert np.isfinite(walk).all()
+    (still,) = sampling.walk(prior, prior.means[:1], prior.means[:1], 4)
+    np.testing.assert_allclose(still, np.tile(prior.means[0], (4, 1)), atol=1e-4)
+
+
+def test_the_plane_of_the_normal_prior_has_its_quantiles():
+    z = sampling.plane(sampling.make_normal(4), 5, (2, 0), np.random.default_rng(0)).reshape(5, 5, 4)
     quantiles = [-1.2816, -0.5244, 0, 0.5244, 1.2816]  # 10% to 90%
-    np.testing.assert_allclose(z[:, :, 2], np.tile(quantiles, (5, 1)), atol=1e-4)
-    np.testing.assert_allclose(z[:, :, 0], -np.tile(quantiles, (5, 1)).T, atol=1e-4)
-    assert not z[:, :, [1, 3]].any()
+    np.testing.assert_allclose(z[:, :, 2], np.tile(quantiles, (5, 1)), atol=0.05)
+    np.testing.assert_allclose(z[:, :, 0], -np.tile(quantiles, (5, 1)).T, atol=0.05)
+    assert z.dtype == np.float32 and not z[:, :, [1, 3]].any()
+
+
+def test_the_plane_of_a_mixture_has_the_conditional_means_of_the_nearest_gaussian():
+    rng = np.random.default_rng(1)
+    factors = np.tril(rng.normal(size=(2, 4, 4)) / 4) + np.eye(4)
+    means = np.array([[-9, 0, 1, 2], [9, 0, -3, 5]], np.float32)
+    prior = Mixture(np.array([0.5, 0.5]), means, factors.astype(np.float32), np.empty(0, int), np.empty((2, 0)))
+    z = sampling.plane(prior, 6, (0, 1), np.random.default_rng(0))
+    draws = prior.draw(np.random.default_rng(2), 50_000, 1.0)
+    grid = z.reshape(6, 6, 4)
+    shares = (np.arange(6) + 0.5) / 6
+    np.testing.assert_allclose(grid[0, :, 0], np.quantile(draws[:, 0], shares), atol=0.15)
+    np.testing.assert_allclose(grid[::-1, 0, 1], np.quantile(draws[:, 1], shares), atol=0.15)
+    for row in z:
+        mean, factor = (means[0], factors[0]) if row[0] < 0 else (means[1], factors[1])
+        covariance = factor @ factor.T
+        given = mean[2:] + covariance[2:, :2] @ np.linalg.solve(covariance[:2, :2], row[:2] - mean[:2])
+        np.testing.assert_allclose(row[2:], given, atol=1e-3)

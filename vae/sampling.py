@@ -176,14 +176,20 @@ def walk(prior: Mixture, starts: np.ndarray, ends: np.ndarray, steps: int) -> np
 
 
 def _measure_steps(prior: Mixture, nodes: np.ndarray) -> np.ndarray:
-    """Return the costs of steps between nodes (n, D), (n, n): the length over the density along it; 0 is no step."""
-    lengths = np.linalg.norm(nodes[:, None] - nodes, axis=2)
+    """Return the costs of steps between nodes (n, D), (n, n): the length over the density along it; 0 is no step.
+
+    There are steps to near nodes, and those of the shortest tree, so that every node can be reached.
+    """
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    lengths = np.maximum(np.linalg.norm(nodes[:, None] - nodes, axis=2), 1e-6)  # two nodes may be at one place
     near = np.argsort(lengths, axis=1)[:, 1 : NEIGHBOURS + 1]
-    begin = np.repeat(np.arange(len(nodes)), near.shape[1])
-    end = near.ravel()
+    tree = minimum_spanning_tree(lengths).nonzero()
+    begin = np.concatenate([np.repeat(np.arange(len(nodes)), near.shape[1]), tree[0]])
+    end = np.concatenate([near.ravel(), tree[1]])
     densities = [prior.log_prob((1 - t) * nodes[begin] + t * nodes[end]) for t in (0.25, 0.5, 0.75)]
-    costs = np.exp((prior.log_prob(nodes).max() - np.mean(densities, axis=0)) / nodes.shape[1])
-    steps = np.zeros_like(lengths)
+    costs = np.exp(np.minimum((prior.log_prob(nodes).max() - np.mean(densities, axis=0)) / nodes.shape[1], 500))
+    steps = np.zeros(lengths.shape)
     steps[begin, end] = lengths[begin, end] * costs
     return np.maximum(steps, steps.T)
 
