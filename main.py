@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     if run.is_complete:
         return report.print_complete(run)
     dataset = run.load_data()  # images to train on, to validate on and to test on
-    report.print_warning(dataset)
+    report.print_remarks(dataset)
     vae = build_vae(run.settings, dataset)
     report.print_banner(run.settings, dataset, vae)
     with run.begin(vae, dataset):  # a new run starts at epoch 0; a resumed one restores weights, optimizer and history
@@ -136,7 +136,7 @@ def finish(vae, dataset: Dataset, run: Run) -> dict[str, float]:
         run.save_reconstructions(vae, make_batches(dataset.train_images, options), dataset.train_images.shape)
     vae.reseed(options.seed, options.epochs)
     (images,) = make_batches(dataset.test_images[:40], options)[0]
-    title = f"{options.network} on {dataset.name}" + (", as MNIST is unavailable" if dataset.warning else "")
+    title = f"{options.network} on {dataset.name}" + (", as MNIST is unavailable" if dataset.replaces_mnist else "")
     run.save_figure("loss_curves.png", plots.loss_curves(run.rows, title))
     run.save_figure(
         "reconstructions.png", plots.reconstructions(images, vae.reconstruct(images), f"{title}: test images")

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vae.formats import IDX_STEMS
+from vae import data
+
+STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+FIELDS = ("train_images", "train_labels", "test_images", "test_labels")  # of a Dataset, in the order of NAMES
 
 
 def make_arrays(train: int = 6, test: int = 3) -> dict[str, np.ndarray]:
@@ -23,12 +27,14 @@ def make_arrays(train: int = 6, test: int = 3) -> dict[str, np.ndarray]:
 
 
 def to_idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    """An IDX file of bytes or of int32."""
+    kind = {np.dtype(np.uint8): 8, np.dtype(">i4"): 12}[array.dtype]
+    return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 
 def make_idx_files(train: int = 6, test: int = 3) -> dict[str, bytes]:
     """The four IDX files of `make_arrays`, by stem."""
-    return dict(zip(IDX_STEMS, map(to_idx, make_arrays(train, test).values()), strict=True))
+    return dict(zip(STEMS, map(to_idx, make_arrays(train, test).values()), strict=True))
 
 
 def write_folder(folder: Path, files: dict[str, bytes], zipped: bool = False) -> Path:
@@ -40,6 +46,7 @@ def write_folder(folder: Path, files: dict[str, bytes], zipped: bool = False) ->
 
 
 def write_npz(path: Path, **arrays) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **arrays)
     return path
 
@@ -57,3 +64,15 @@ def to_zip(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
         for name, content in members.items():
             archive.writestr(f"{name}.npy", content)
     return file.getvalue()
+
+
+def load(path: Path, **options) -> data.Dataset:
+    """Load the images at a path, as --data does."""
+    return data.load(data.Options(data=str(path), **options))
+
+
+def assert_is_made(dataset: data.Dataset) -> None:
+    """The data set is that of `make_arrays`, as bytes."""
+    for field, wanted in zip(FIELDS, make_arrays().values(), strict=True):
+        np.testing.assert_array_equal(getattr(dataset, field), wanted)
+    assert dataset.train_images.dtype == dataset.test_images.dtype == np.uint8

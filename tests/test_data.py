@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_arrays, make_idx_files, write_folder, write_npz
+from helpers import load, make_arrays, make_idx_files, write_folder, write_npz
 
 from vae import data
+from vae.data import Options
 from vae.terminal import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("keras", "pooch", "requests", "sklearn", "tensorflow", "tqdm")
+HEAVY = ("PIL", "keras", "pooch", "requests", "sklearn", "tensorflow", "tqdm")
 
 
 def refuse(function, *arguments) -> str:
@@ -36,7 +37,7 @@ def test_bytes_become_pixels():
 def test_digits():
     from sklearn.datasets import load_digits
 
-    small, dataset = load_digits(), data.load("digits", None)
+    small, dataset = load_digits(), data.load(Options("digits"))
     assert (dataset.name, dataset.source, dataset.warning) == ("digits", "embedded in scikit-learn", None)
     assert (dataset.train_images.shape, dataset.test_images.shape) == ((1500, 28, 28), (297, 28, 28))
     assert dataset.image_shape == (28, 28) and dataset.validation_images is None
@@ -63,14 +64,14 @@ def test_the_fingerprint_is_of_the_images_alone(tmp_path):
     }
     paths = [write_npz(tmp_path / f"{name}.npz", **other) for name, other in others.items()]
     paths.append(write_folder(tmp_path / "idx", make_idx_files()))
-    found = [data.load(None, str(path)).sha256 for path in paths]
+    found = [load(path).sha256 for path in paths]
     assert [sha256 == digest.hexdigest() for sha256 in found] == [True, True, False, False, True]
     assert found[2] != found[3]
 
 
 @pytest.mark.parametrize("share, held", [(0.3, 450), (0.5, 750)])
 def test_hold_out(share, held):
-    whole = data.load("digits", None)
+    whole = data.load(Options("digits"))
     dataset = data.hold_out(whole, share, seed=5)
     order = np.random.default_rng(5).permutation(1500)
     np.testing.assert_array_equal(dataset.validation_images, whole.train_images[np.sort(order[:held])])
@@ -82,7 +83,7 @@ def test_hold_out(share, held):
 
 def test_holding_out_nothing_or_all(tmp_path):
     arrays = {name: array for name, array in make_arrays().items() if name[0] == "x"}
-    dataset = data.load(None, str(write_npz(tmp_path / "a.npz", **arrays)))
+    dataset = load(write_npz(tmp_path / "a.npz", **arrays))
     assert data.hold_out(dataset, 0, seed=0) is dataset
     assert data.hold_out(dataset, 0.5, seed=0).train_labels is None
     for share, held in ((0.01, "0 of 6"), (0.99, "6 of 6")):
@@ -97,47 +98,99 @@ def test_holding_out_nothing_or_all(tmp_path):
 )
 def test_the_name_is_fit_for_a_folder(tmp_path, name, safe):
     folder = write_folder(tmp_path / name, make_idx_files())
-    dataset = data.load("digits", str(folder))  # --data wins
+    dataset = data.load(Options("digits", str(folder)))  # --data wins
     assert (dataset.name, dataset.source, dataset.warning) == (safe, str(folder), None)
-    assert data.load(None, str(write_npz(tmp_path / f"{name}.npz", **make_arrays()))).name == safe
+    assert load(write_npz(tmp_path / f"{name}.npz", **make_arrays())).name == safe
 
 
 def test_relative_paths_and_home(tmp_path, monkeypatch):
     monkeypatch.chdir(write_folder(tmp_path / "mine", make_idx_files()))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # on Windows
-    assert [data.load(None, path).name for path in (".", "~/mine", "../mine")] == ["mine"] * 3
+    assert [load(path).name for path in (".", "~/mine", "../mine")] == ["mine"] * 3
 
 
 def test_a_path_that_is_neither_folder_nor_npz_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_bytes(b"")
     (tmp_path / "folder.npz").mkdir()
-    cases = {"nowhere": "no such file", "mine.txt": "neither a folder", "folder.npz": "lacks train-images"}
+    cases = {"nowhere": "no such file", "mine.txt": "cannot be read", "folder.npz": "holds no images"}
     for name, words in cases.items():
-        message = refuse(data.load, None, str(tmp_path / name))
+        message = refuse(load, tmp_path / name)
         assert words in message and str(tmp_path / name) in message
 
 
 @pytest.mark.parametrize("path", ["~\0", "~\ud800", "\0", "a\nb", "\u2028", "x" * 300, "x" * 10**5, "/" + "x/" * 3000])
 def test_a_path_from_a_hostile_config_is_refused_in_one_line(path):
-    assert "--data" in refuse(data.load_for_run, None, None, {"settings": {"data": path}})
+    config = {"settings": {"data": path}, "dataset": {"name": "mine"}}
+    assert "--data" in refuse(load, path) and "--data" in refuse(data.load_for_run, Options(), config)
 
 
 @pytest.mark.parametrize("name", ["cifar", "a\nb", "x" * 10**5, ""])
 def test_an_unknown_data_set_is_refused_in_one_line(name):
-    assert "no such data set" in refuse(data.load, name, None)
+    assert "no such data set" in refuse(data.load, Options(name))
     config = {"settings": {"data": None}, "dataset": {"name": name}}
-    assert "no such data set" in refuse(data.load_for_run, None, None, config)
+    assert "no such data set" in refuse(data.load_for_run, Options(), config)
 
 
 def test_the_images_of_a_run_are_found_again(tmp_path):
     folder = str(write_folder(tmp_path / "mine", make_idx_files()))
-    own = {"settings": {"data": folder}, "dataset": {"name": "mine"}}
-    public = {"settings": {"data": None}, "dataset": {"name": "digits"}}
-    assert data.load_for_run(None, None, own).source == folder
-    assert data.load_for_run("digits", None, own).name == "digits"
-    assert data.load_for_run(None, None, public).name == "digits"
-    assert data.load_for_run(None, folder, public).name == "mine"
+    settings = {"data": folder, "image_size": 16, "transpose": True, "seed": 5}
+    own = {"settings": settings, "dataset": {"name": "mine"}}
+    public = {"settings": {"data": None}, "dataset": {"name": "digits"}}  # of a version that had fewer settings
+    trained_on = data.load(Options(data=folder, transpose=True, image_size=16, seed=5))
+    assert data.load_for_run(Options(), own).sha256 == trained_on.sha256
+    assert data.load_for_run(Options("digits"), own).image_shape == (16, 16)
+    assert data.load_for_run(Options("digits"), own).notes != trained_on.notes  # it is not transposed
+    assert data.load_for_run(Options(), public).name == "digits"
+    assert data.load_for_run(Options(data=folder), public).name == "mine"
+    recorded = {"settings": {"data": None}, "dataset": {"name": "digits", "image_size": [16, 24]}}
+    assert data.load_for_run(Options(), recorded).image_shape == (16, 24)
+    assert data.load_for_run(Options(data=folder), recorded).image_shape == (16, 24)
+    shutil.rmtree(folder)
+    message = refuse(data.load_for_run, Options(), own)
+    assert folder in message and "trained on" in message and not message.startswith("--data")
+
+
+def test_the_test_set_of_a_run_depends_on_its_seed(tmp_path):
+    path = write_npz(tmp_path / "a.npz", x_train=make_arrays(50)["x_train"], y_train=np.arange(50))
+    whole = np.load(path)["x_train"]
+    dataset = load(path, seed=5)
+    config = {"settings": {"data": str(path), "seed": 5}, "dataset": {"name": "a"}}
+    assert (len(dataset.train_images), len(dataset.test_images)) == (45, 5)
+    np.testing.assert_array_equal(whole[dataset.test_labels], dataset.test_images)
+    np.testing.assert_array_equal(whole[dataset.train_labels], dataset.train_images)
+    assert sorted([*dataset.train_labels, *dataset.test_labels]) == list(range(50))
+    assert data.load_for_run(Options(), config).sha256 == dataset.sha256 != load(path, seed=6).sha256
+    assert any("5 of 50 images are held out as the test set" in note for note in dataset.notes)
+
+
+def test_test_images_alone_can_be_measured_but_not_trained_on(tmp_path):
+    path = write_npz(tmp_path / "a.npz", x_test=make_arrays()["x_test"])
+    dataset = data.load_for_run(Options(data=str(path)), {"settings": {}, "dataset": {}})
+    assert len(dataset.test_images) == 3 and dataset.train_images.shape == (0, 28, 28)
+    assert "test images only" in refuse(load, path)
+
+
+def test_validation_images_of_the_data_itself_are_used(tmp_path):
+    arrays = make_arrays()
+    images = {"x_train": arrays["x_train"], "x_test": arrays["x_test"]}
+    dataset = load(write_npz(tmp_path / "a.npz", **images, x_val=arrays["x_test"]))
+    assert data.hold_out(dataset, 0, seed=0) is dataset
+    held_out = data.hold_out(dataset, 0.5, seed=0)
+    assert len(held_out.validation_images) == 3 and len(held_out.train_images) == 6
+    assert "--validation-split" in held_out.notes[-1]
+    assert dataset.sha256 != load(write_npz(tmp_path / "b.npz", **images)).sha256
+
+
+def test_emnist_s_own_files_are_known_to_be_transposed(tmp_path):
+    arrays = list(make_arrays().values())
+    stems = [f"emnist-digits-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")]
+    files = dict(zip(stems, make_idx_files().values(), strict=True))
+    folder = write_folder(tmp_path / "mine", {f"{stem}-ubyte": content for stem, content in files.items()}, zipped=True)
+    assert "--transpose" in load(folder).warning
+    dataset = load(folder, transpose=True)
+    assert dataset.warning is None and any("--transpose" in note for note in dataset.notes)
+    np.testing.assert_array_equal(dataset.train_images, arrays[0].swapaxes(1, 2))
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
@@ -148,11 +201,11 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
 @pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR does not name a folder with the files of MNIST")
 def test_mnist_itself(tmp_path, monkeypatch):
     folder = Path(os.environ["MNIST_DIR"]).resolve()
-    dataset = data.load(None, str(folder))
+    dataset = load(folder)
     assert (dataset.train_images.shape, dataset.test_images.shape) == ((60000, 28, 28), (10000, 28, 28))
     assert np.bincount(dataset.train_labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert dataset.train_images.mean() == pytest.approx(33.318, abs=0.001)
     assert dataset.sha256 == "9beded8eb003dc0fbc1e56a426b0d438375b7129b796b2fe673dddfe8d9c40e5"
     monkeypatch.setenv("VAE_CACHE", str(tmp_path))
     shutil.copytree(folder, tmp_path / "mnist")
-    assert data.load("mnist", None).source == f"cache {tmp_path / 'mnist'}"
+    assert data.load(Options("mnist")).source == f"cache {tmp_path / 'mnist'}"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_arrays, make_idx_files, to_idx, write_folder, write_npz
+from helpers import assert_is_made, make_arrays, make_idx_files, to_idx, write_folder, write_npz
 
 from vae import data, download
+from vae.data import Options
 from vae.terminal import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,27 +148,21 @@ def network(tmp_path, monkeypatch):
 
 def refuse(dataset: str) -> str:
     with pytest.raises(UserError) as caught:
-        data.load(dataset, None)
+        data.load(Options(dataset))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def assert_is_made(dataset: data.Dataset) -> None:
-    found = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
-    for array, wanted in zip(found, make_arrays().values(), strict=True):
-        np.testing.assert_array_equal(array, wanted)
-
-
 def test_download(network, capsys):
     mirror = network.mirror()
-    dataset = data.load("mnist", None)
+    dataset = data.load(Options("mnist"))
     assert_is_made(dataset)
     assert (dataset.name, dataset.source, dataset.warning) == ("mnist", f"downloaded from {mirror.host}", None)
     assert network.cached() == sorted(download.FILES)
     assert mirror.encodings == {"identity"}  # otherwise the files could arrive unpacked
     assert capsys.readouterr().err == f"-> Downloading mnist from {mirror.host}\n"
 
-    dataset = data.load(None, None)  # MNIST is the default, and now in the cache
+    dataset = data.load(Options())  # MNIST is the default, and now in the cache
     assert (dataset.name, dataset.source) == ("mnist", f"cache {network.cache}")
     assert mirror.asked == list(download.FILES)
     assert capsys.readouterr().err == ""
@@ -195,7 +190,7 @@ def test_a_mirror_that_fails_is_passed_over(network, monkeypatch, answer, reason
     assert network.cached() == [] and bad.poured < 2**24  # some of it stays in the buffers of the system
 
     good = network.mirror()
-    dataset = data.load("mnist", None)
+    dataset = data.load(Options("mnist"))
     assert_is_made(dataset)
     assert dataset.source == f"downloaded from {good.host}"
     assert network.cached() == sorted(download.FILES)
@@ -204,7 +199,7 @@ def test_a_mirror_that_fails_is_passed_over(network, monkeypatch, answer, reason
 def test_mirrors_that_lack_different_files_make_up_for_each_other(network, capsys):
     first = network.mirror(train_labels=serve_nothing, t10k_labels=serve_another_file)
     second = network.mirror(train_images=serve_nothing, t10k_images=serve_nothing)
-    dataset = data.load("mnist", None)
+    dataset = data.load(Options("mnist"))
     assert_is_made(dataset)
     assert dataset.source == f"downloaded from {first.host} and {second.host}"
     assert len(capsys.readouterr().err.splitlines()) == 2
@@ -212,7 +207,7 @@ def test_mirrors_that_lack_different_files_make_up_for_each_other(network, capsy
 
 def test_later_files_come_first_from_the_mirror_that_worked(network):
     hanging, first, second = network.mirror(hang), network.mirror(train_images=serve_nothing), network.mirror()
-    assert data.load("mnist", None).source == f"downloaded from {second.host}"
+    assert data.load(Options("mnist")).source == f"downloaded from {second.host}"
     assert (hanging.asked, first.asked, second.asked) == ([], [download.FILES[0]], list(download.FILES))
 
 
@@ -237,7 +232,7 @@ def test_a_proxy_is_used(network, monkeypatch):
     proxy = network.mirror()
     monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
     network.use("http://mnist.invalid/")
-    assert data.load("mnist", None).source == "downloaded from mnist.invalid"
+    assert data.load(Options("mnist")).source == "downloaded from mnist.invalid"
     assert proxy.asked == list(download.FILES)
 
 
@@ -270,10 +265,10 @@ def test_without_network_mnist_is_an_error_if_asked_for_and_otherwise_the_digits
     network.use(*(f"http://{host}/" for host in hosts))
     message = refuse("mnist")
     assert all(word in message for word in ("--dataset mnist", *hosts, "no connection", "--data"))
-    dataset = data.load(None, None)
+    dataset = data.load(Options())
     assert (dataset.name, dataset.source, len(dataset.train_images)) == ("digits", "embedded in scikit-learn", 1500)
     assert all(word in dataset.warning for word in ("MNIST is unavailable", "digits", hosts[0]))
-    assert "\n" not in dataset.warning
+    assert "\n" not in dataset.warning and dataset.replaces_mnist
 
 
 def test_a_damaged_file_in_the_cache_is_downloaded_again_or_not_used(network):
@@ -282,23 +277,23 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again_or_not_used(network):
     (network.cache / download.FILES[2]).write_bytes(sound_in_form)
     network.use(f"http://{closed_port()}/")
     assert "neither in the cache" in refuse("mnist")
-    assert data.load(None, None).name == "digits"
+    assert data.load(Options()).name == "digits"
     assert (network.cache / download.FILES[2]).read_bytes() == sound_in_form
     mirror = network.mirror()
-    assert_is_made(data.load("mnist", None))
+    assert_is_made(data.load(Options("mnist")))
     assert mirror.asked == [download.FILES[2]]
 
 
 def test_the_copies_of_keras_are_used_if_they_are_intact(network, monkeypatch):
     folder, npz = network.keras / "mnist", network.keras / "mnist.npz"
     write_folder(folder, network.files)
-    assert data.load("mnist", None).source == f"cache {folder}"
+    assert data.load(Options("mnist")).source == f"cache {folder}"
     (folder / download.FILES[3]).unlink()
     assert "neither in the cache" in refuse("mnist")
 
     write_npz(npz, **make_arrays())
     monkeypatch.setitem(download.KERAS_NPZ, "mnist", f"sha256:{hashlib.sha256(npz.read_bytes()).hexdigest()}")
-    dataset = data.load("mnist", None)
+    dataset = data.load(Options("mnist"))
     assert_is_made(dataset)
     assert (dataset.name, dataset.source) == ("mnist", f"cache {npz}")
     npz.write_bytes(npz.read_bytes()[:-1])  # as after a download that Keras did not finish
@@ -311,7 +306,7 @@ def test_fashion_mnist_has_a_folder_of_its_own(network, monkeypatch):
     monkeypatch.setitem(download.MIRRORS, "fashion-mnist", ())
     assert "--dataset fashion-mnist: FASHION-MNIST is unavailable" in refuse("fashion-mnist")
     monkeypatch.setitem(download.MIRRORS, "fashion-mnist", (network.mirror().url,))
-    assert_is_made(data.load("fashion-mnist", None))
+    assert_is_made(data.load(Options("fashion-mnist")))
     assert os.listdir(network.cache.parent) == ["fashion-mnist"]
 
 
@@ -321,7 +316,7 @@ def test_the_cache_is_that_of_the_user_unless_moved(network, tmp_path, monkeypat
     monkeypatch.delenv("VAE_CACHE")
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "user" / project)
     network.mirror()
-    data.load("mnist", None)
+    data.load(Options("mnist"))
     assert sorted(os.listdir(tmp_path / "user" / "lstm-vae" / "mnist")) == sorted(download.FILES)
 
 
@@ -331,6 +326,17 @@ def test_a_cache_that_cannot_be_written(network, tmp_path, monkeypatch):
     monkeypatch.setenv("VAE_CACHE", str(tmp_path / "file"))
     message = refuse("mnist")
     assert str(tmp_path / "file") in message and "VAE_CACHE" in message
+
+
+def test_without_a_home_folder_the_digits_replace_mnist(network, monkeypatch):
+    import pooch
+
+    monkeypatch.delenv("VAE_CACHE")
+    monkeypatch.setattr(pooch, "os_cache", lambda project: Path("~/.cache") / project)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # of a user number without a name
+    assert "VAE_CACHE" in refuse("mnist")
+    assert "VAE_CACHE" in data.load(Options()).warning and data.load(Options()).replaces_mnist
+    assert not Path("~").exists()
 
 
 KILLED = """
@@ -355,4 +361,4 @@ def test_a_download_that_is_killed_leaves_nothing_that_confuses(network):
         process.wait()
     assert not set(network.cached()) & set(download.FILES)
     mirror.files, mirror.answer = network.files, serve
-    assert_is_made(data.load("mnist", None))
+    assert_is_made(data.load(Options("mnist")))

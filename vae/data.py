@@ -7,9 +7,46 @@ from pathlib import Path
 
 import numpy as np
 
-from vae import download, formats
+from vae import convert, download, formats, layouts
+from vae.convert import Remarks
+from vae.layouts import Contents
 from vae.settings import DATASETS
 from vae.terminal import UserError, as_path
+
+EMBEDDED = "embedded in scikit-learn"
+TEST_SHARE = 0.1  # of the images, where there are no test images
+PARTS = ("train", "validation", "test")
+# The file names of EMNIST, whose authors saved every image transposed.
+EMNIST = re.compile(r"(^|[/\\])emnist-(balanced|byclass|bymerge|digits|letters|mnist)-[^/\\]*$")
+
+
+class Subset:
+    """Some images of an array that is too large to be copied: (n, H, W) as the array has them."""
+
+    def __init__(self, images: "Images", rows: np.ndarray):
+        self._images, self._rows = images, rows
+        self.shape, self.dtype = (len(rows), *images.shape[1:]), images.dtype
+        self.nbytes = images.nbytes // len(images) * len(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return self._images[self._rows[index]]
+
+
+Images = np.ndarray | Subset
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which images are wanted: the flags of that name, and the seed of the run."""
+
+    dataset: str | None = None  # --dataset: the name of a data set
+    data: str | None = None  # --data: a path
+    transpose: bool = False
+    image_size: int | tuple[int, int] | None = None  # a side of squares, or height and width
+    seed: int = 0  # it chooses a test set where there is none
 
 
 @dataclass(frozen=True)
@@ -17,68 +54,108 @@ class Dataset:
     """Images (n, H, W), uint8 or float32 in [0, 1], and their labels (n,), or None where there are none."""
 
     name: str  # fit for the name of a folder
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray | None
-    validation_images: np.ndarray | None  # None where none are held out
-    test_images: np.ndarray
+    validation_images: Images | None  # None where there are none
+    test_images: Images
     test_labels: np.ndarray | None
-    sha256: str  # of the training and test images as arrays: it does not depend on the files
+    sha256: str  # of all images as arrays: it does not depend on the files
     source: str  # in words
     warning: str | None = None  # nobody must miss it
+    notes: tuple[str, ...] = ()  # how the input was converted, a line each
+    label_names: tuple[str, ...] | None = None  # of the labels 0, 1, ...; None where numbers are their names
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width."""
         return self.train_images.shape[1:]
 
+    @property
+    def replaces_mnist(self) -> bool:
+        """Whether these are the digits because MNIST is unavailable."""
+        return self.source == EMBEDDED and self.warning is not None
 
-def load(dataset: str | None, data: str | None) -> Dataset:
-    """Load the user's own images from the path `data` (--data), or else the data set of that name (--dataset).
+
+def load(options: Options) -> Dataset:
+    """Load the user's own images (--data), or else the data set of a name (--dataset).
 
     With neither: MNIST, or the digits with a warning where MNIST is in no cache and cannot be downloaded. Raises
     UserError for a data set that is unknown or unavailable, and for files that are missing, damaged or hostile.
     """
-    if data is not None:
-        path, name = _find_own(data)
-        return _read(name, path, str(path))
-    if dataset not in (None, *DATASETS):
-        raise UserError(f"--dataset {_show(dataset)}: there is no such data set; choose from {', '.join(DATASETS)}")
-    if dataset == "digits":
-        return load_digits()
-    name = dataset or "mnist"
+    dataset = _load(options)
+    if not len(dataset.train_images):
+        raise UserError(f"{dataset.source}: holds test images only; add images to train on, such as x_train")
+    return dataset
+
+
+def load_for_run(options: Options, config: dict) -> Dataset:
+    """As `load`, but with neither --dataset nor --data: the images that the run with this config.json was trained on.
+
+    All are scaled to the size that the config names: `image_size` in "dataset" (height and width), or the setting.
+    There need not be any images to train on.
+    """
+    settings = config["settings"]
+    size = options.image_size or config["dataset"].get("image_size") or settings.get("image_size")
+    if options.dataset is not None or options.data is not None:
+        return _load(replace(options, image_size=size))
+    data = settings["data"]
+    if data and not _exists(data):
+        raise UserError(f"{_show(data)}: the images that the run was trained on are there no more; name them by --data")
+    dataset = None if data else config["dataset"]["name"]
+    return _load(Options(dataset, data or None, bool(settings.get("transpose")), size, settings.get("seed", 0)))
+
+
+def _load(options: Options) -> Dataset:
+    name = options.dataset or "mnist"
+    _wanted_size(options)  # a wrong one is refused before anything is downloaded
+    if options.data is not None:
+        path, name = _find_own(options.data)
+        return _read(name, path, str(path), options)
+    if options.dataset not in (None, *DATASETS):
+        raise UserError(f"--dataset {_show(name)}: there is no such data set; choose from {', '.join(DATASETS)}")
+    if name == "digits":
+        return load_digits(options)
     try:
-        return _read(name, *download.find(name))
+        path, source = download.find(name)
+        return _read(name, path, source, options)
     except UserError as error:
-        if dataset is not None:
+        if options.dataset is not None:
             raise UserError(f"--dataset {name}: {error}") from error
         warning = f"{error}. The 1,797 small digits of scikit-learn replace it: no figure compares with MNIST's"
-        return replace(load_digits(), warning=warning)
-
-
-def load_for_run(dataset: str | None, data: str | None, config: dict) -> Dataset:
-    """As `load`, but with neither: the images that the run with this config.json was trained on."""
-    if dataset is None and data is None:
-        data = config["settings"]["data"]
-        dataset = None if data else config["dataset"]["name"]
-    return load(dataset, data)
+        return replace(load_digits(options), warning=warning)
 
 
 def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
-    """Move that share of the training images, chosen by `seed`, to the validation images.
+    """Move that share of the training images, chosen by `seed`, to the validation images, unless there are some.
 
     Raises UserError where no image would be left on one side.
     """
     if share == 0:
         return dataset
+    if dataset.validation_images is not None:
+        note = f"{dataset.source}: its own {len(dataset.validation_images):,} validation images are used"
+        return replace(dataset, notes=(*dataset.notes, f"{note} and no --validation-split"))
     count = len(dataset.train_images)
     held = round(share * count)
     if not 0 < held < count:
         raise UserError(f"--validation-split {share:g}: it holds out {held:,} of {count:,} training images; change it")
+    rest, out = _split(count, held, seed)
+    return replace(
+        dataset,
+        train_images=_take(dataset.train_images, rest),
+        train_labels=None if dataset.train_labels is None else dataset.train_labels[rest],
+        validation_images=_take(dataset.train_images, out),
+    )
+
+
+def _split(count: int, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that stay, and `held` others that are held out at random."""
     order = np.random.default_rng(seed).permutation(count)
-    out, rest = np.sort(order[:held]), np.sort(order[held:])
-    labels = None if dataset.train_labels is None else dataset.train_labels[rest]
-    images = {"train_images": dataset.train_images[rest], "validation_images": dataset.train_images[out]}
-    return replace(dataset, train_labels=labels, **images)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _take(images: Images, rows: np.ndarray) -> Images:
+    return images[rows] if images.nbytes <= formats.MAX_BYTES else Subset(images, rows)
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
@@ -86,7 +163,7 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
     return images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
 
 
-def load_digits() -> Dataset:
+def load_digits(options: Options) -> Dataset:
     """The 1,797 real digits in scikit-learn, 1,500 of them to train on, scaled smoothly to the look of MNIST."""
     from sklearn import datasets
 
@@ -97,25 +174,31 @@ def load_digits() -> Dataset:
     weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(8)))  # (28, 8)
     large = weights @ small.reshape(-1, 8, 8) @ weights.T  # (1797, 28, 28)
     images, labels = np.rint(large * (255 / 16)).astype(np.uint8), labels.astype(np.uint8)
-    halves = images[:1500], labels[:1500], None, images[1500:], labels[1500:]
-    return Dataset("digits", *halves, _fingerprint(images[:1500], images[1500:]), "embedded in scikit-learn")
+    halves = {"train_images": images[:1500], "train_labels": labels[:1500]}
+    halves |= {"test_images": images[1500:], "test_labels": labels[1500:]}
+    return _make("digits", EMBEDDED, Contents(halves, dict.fromkeys(halves, EMBEDDED)), options, Remarks())
+
+
+# The user's own images
 
 
 def _find_own(data: str) -> tuple[Path, str]:
-    """The folder or .npz file that --data names, and a name for the data set: letters, digits, `.`, `_` and `-`."""
-    shown = _show(data)
-    try:
-        path = as_path(data)
-        if not path.exists():
-            raise UserError(f"--data {shown}: there is no such file or folder; check the path")
-        if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".npz"):
-            raise UserError(f"--data {shown}: is neither a folder with the four IDX files nor an .npz file; give one")
-        name = path.stem if path.is_file() else path.resolve().name
-    except OSError as error:
-        raise UserError(f"--data {shown}: cannot be opened ({error.strerror}); check its permissions") from error
-    except ValueError as error:  # characters that no path has; a config.json may hold anything
-        raise UserError(f"--data {shown}: is no path ({error!s:.80}); correct it") from error
+    """The path that --data names, and a name for the data set: letters, digits, `.`, `_` and `-`."""
+    if not _exists(data):
+        raise UserError(f"--data {_show(data)}: there is no such file or folder; check the path")
+    path = as_path(data)
+    name = path.stem if path.is_file() else path.resolve().name
     return path, re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:64] or "data"
+
+
+def _exists(data: str) -> bool:
+    """Whether there is something at a path; UserError where that cannot be said."""
+    try:
+        return layouts.holds_something(as_path(data))
+    except OSError as error:
+        raise UserError(f"--data {_show(data)}: cannot be opened ({error.strerror}); check its permissions") from error
+    except ValueError as error:  # characters that no path has; a config.json may hold anything
+        raise UserError(f"--data {_show(data)}: is no path ({error!s:.80}); correct it") from error
 
 
 def _show(text: str) -> str:
@@ -123,15 +206,112 @@ def _show(text: str) -> str:
     return text if text.isprintable() and len(text) <= 300 else repr(text[:300])
 
 
-def _read(name: str, path: Path, source: str) -> Dataset:
-    arrays = formats.read(path)
-    sha256 = _fingerprint(arrays["train_images"], arrays["test_images"])
-    return Dataset(name=name, validation_images=None, sha256=sha256, source=source, **arrays)
+def _read(name: str, path: Path, source: str, options: Options) -> Dataset:
+    remarks = Remarks()
+    try:
+        contents = layouts.read(path, _wanted_size(options), remarks)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+    return _make(name, source, contents, options, remarks)
 
 
-def _fingerprint(*parts: np.ndarray) -> str:
+def _wanted_size(options: Options) -> tuple[int, int] | None:
+    """Height and width that images are to be scaled to."""
+    size = options.image_size
+    if size is None:
+        return None
+    height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+    if height not in convert.SIZES or width not in convert.SIZES:
+        raise UserError(f"--image-size {str(size)[:50]}: choose a multiple of 4 from 8 to 128")
+    return int(height), int(width)
+
+
+def _make(name: str, source: str, contents: Contents, options: Options, remarks: Remarks) -> Dataset:
+    """Convert arrays of all kinds to a data set."""
+    images = _convert_images(contents, options, remarks)
+    labels, label_names = _convert_labels(contents, images, remarks)
+    if "test" not in images:
+        count = len(images["train"])
+        held = max(1, round(TEST_SHARE * count))
+        if held == count:
+            raise UserError(f"{source}: holds one image; a data set needs more")
+        rest, out = _split(count, held, options.seed)
+        images |= {"train": _take(images["train"], rest), "test": _take(images["train"], out)}
+        if labels["train"] is not None:
+            labels |= {"train": labels["train"][rest], "test": labels["train"][out]}
+        remarks.notes.append(
+            f"{source}: holds no test images; {held:,} of {count:,} images are held out as the test set"
+        )
+    images.setdefault("train", images["test"][:0])
+    validation = images.get("validation")
+    parts = [images["train"], images["test"]] + ([] if validation is None else [validation])
+    return Dataset(
+        name=name,
+        train_images=images["train"],
+        train_labels=labels["train"],
+        validation_images=validation,
+        test_images=images["test"],
+        test_labels=labels["test"],
+        sha256=_fingerprint(*parts),
+        source=source,
+        warning="\n".join(dict.fromkeys(remarks.warnings)) or None,
+        notes=tuple(dict.fromkeys(remarks.notes)),
+        label_names=label_names,
+    )
+
+
+def _convert_images(contents: Contents, options: Options, remarks: Remarks) -> dict[str, Images]:
+    """The images of each part, upright and of one size."""
+    images, levels = {}, []
+    for part in PARTS:
+        role = f"{part}_images"
+        if role in contents.arrays:
+            where = contents.places[role]
+            images[part], level = convert.to_images(where, contents.arrays[role], remarks)
+            levels.append(level)
+            if EMNIST.search(where) and not options.transpose:
+                remarks.warnings.append(f"{where}: in EMNIST's own files every image is transposed; add --transpose")
+    for level in levels[1:]:
+        convert.check_same_scale(levels[0], level)
+    if options.transpose:
+        remarks.notes.append("rows and columns of every image are swapped (--transpose)")
+        images = {part: convert.transpose(array) for part, array in images.items()}
+    return _scale_images(contents, images, _wanted_size(options), remarks)
+
+
+def _scale_images(
+    contents: Contents, images: dict, wanted: tuple[int, int] | None, remarks: Remarks
+) -> dict[str, Images]:
+    sizes = {part: array.shape[1:] for part, array in images.items()}
+    if wanted is None and len(set(sizes.values())) > 1:
+        found = " and ".join(f"{part} images of {height} x {width}" for part, (height, width) in sizes.items())
+        raise UserError(f"{next(iter(contents.places.values()))}: there are {found}; --image-size N brings them to one")
+    for part, (height, width) in sizes.items():
+        size = wanted or convert.nearest_size(height, width)
+        if size != (height, width):
+            what = f"images of {height} x {width} pixels are scaled to {size[0]} x {size[1]}"
+            remarks.notes.append(f"{contents.places[f'{part}_images']}: {what}")
+            images[part] = convert.scale(contents.places[f"{part}_images"], images[part], size)
+    return images
+
+
+def _convert_labels(
+    contents: Contents, images: dict, remarks: Remarks
+) -> tuple[convert.Labels, tuple[str, ...] | None]:
+    labels: convert.Labels = {}
+    for part in ("train", "test"):
+        role = f"{part}_labels"
+        array = contents.arrays.get(role)
+        if array is not None:
+            array = convert.to_labels(contents.places[role], array, len(images[part]), remarks)
+        labels[part] = array
+    return convert.number_classes(labels)
+
+
+def _fingerprint(*parts: Images) -> str:
     digest = hashlib.sha256()
     for images in parts:
         digest.update(f"{images.shape} {images.dtype}".encode())
-        digest.update(np.ascontiguousarray(images))
+        for piece in convert.cut(images):
+            digest.update(np.ascontiguousarray(images[piece]))
     return digest.hexdigest()

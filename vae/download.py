@@ -8,14 +8,18 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vae.formats import IDX_STEMS
 from vae.terminal import UserError, as_path
 
 PATIENCE = 6.0  # seconds in which a mirror must answer: two that do not are given up within 15
 LEAST_SPEED = 1000  # bytes a second
 MAX_DOWNLOAD = 2**26  # bytes of one file; the largest has 26 million
 
-FILES = tuple(f"{stem}.gz" for stem in IDX_STEMS)
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
 CHECKSUMS = {  # in the order of FILES
     "mnist": (
         "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -51,6 +55,9 @@ def find(name: str) -> tuple[Path, str]:
     import pooch
 
     cache = as_path(os.environ.get("VAE_CACHE") or str(pooch.os_cache("lstm-vae"))) / name
+    if cache.parts[0].startswith("~"):
+        what = "there is no home folder that could hold the cache"
+        raise UserError(f"{name.upper()} is unavailable: {what}; name a folder in the environment variable VAE_CACHE")
     keras_cache = as_path(os.environ.get("KERAS_HOME") or "~/.keras") / "datasets"
     for folder in (cache, keras_cache / name):
         if not _missing(name, folder):

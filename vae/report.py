@@ -25,8 +25,10 @@ def list_networks() -> None:
         print(f"{'':{width}}  {pace} {sizes} --validation-split {network.validation_split:g}")
 
 
-def print_warning(dataset: Dataset) -> None:
-    """Print the warning of a data set so that nobody can miss it."""
+def print_remarks(dataset: Dataset) -> None:
+    """Print how the images were converted, and a warning so that nobody can miss it."""
+    for note in dataset.notes:
+        print(f"-> {note}", file=sys.stderr)
     if dataset.warning:
         print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
 
@@ -39,7 +41,8 @@ def print_banner(settings: Namespace, dataset: Dataset, vae) -> None:
     validation = dataset.validation_images
     lines = {
         "network": settings.network,
-        "dataset": f"{dataset.name} ({dataset.source}{'; MNIST is unavailable' if dataset.warning else ''})",
+        "dataset": f"{dataset.name} ({dataset.source}{'; MNIST is unavailable' if dataset.replaces_mnist else ''})",
+        "image_size": "{} x {}".format(*dataset.image_shape),
         "train_images": len(dataset.train_images),
         "validation_images": 0 if validation is None else len(validation),
         "test_images": len(dataset.test_images),

@@ -111,15 +111,15 @@ class Run:
 
     @property
     def held_out(self) -> str:
-        """Which images each epoch is measured on: "val" (a validation split), else "test"."""
-        return "val" if self.settings.validation_split else "test"
+        """Which images each epoch is measured on: "val" (validation images, where there are some), else "test"."""
+        return "val" if self.config["dataset"].get("validation_images") else "test"
 
     def load_data(self) -> data.Dataset:
         """Load the images to train on; for a run that is resumed, they must be the same as before."""
         settings = self.settings
         if settings.data:
             settings.data = os.path.abspath(as_path(settings.data))  # the run may be restored from other folders
-        dataset = self._load_same_data() if self.config else data.load(settings.dataset, settings.data)
+        dataset = self._load_same_data() if self.config else data.load(self._data_options())
         dataset = data.hold_out(dataset, settings.validation_split, settings.seed)
         count = len(dataset.train_images)
         if self.config is None:
@@ -129,9 +129,13 @@ class Run:
             raise UserError(f"--batch-size {settings.batch_size}: there are only {count} training images{rest}")
         return dataset
 
+    def _data_options(self) -> data.Options:
+        settings = self.settings
+        return data.Options(settings.dataset, settings.data, settings.transpose, settings.image_size, settings.seed)
+
     def _load_same_data(self) -> data.Dataset:
         """Load the images that the run began with; UserError where there are others now."""
-        dataset = data.load_for_run(self.settings.dataset, self.settings.data, self.config)
+        dataset = data.load_for_run(self._data_options(), self.config)
         if dataset.sha256 != self.config["dataset"]["sha256"]:
             raise UserError(
                 f"--resume: {dataset.source} holds other images than the run began with; say with --data where they are"
@@ -409,6 +413,8 @@ def _describe(settings: Namespace, vae, dataset: data.Dataset, earlier: dict | N
             "train_images": len(dataset.train_images),
             "validation_images": 0 if validation is None else len(validation),
             "test_images": len(dataset.test_images),
+            "image_size": dataset.image_shape,
+            "label_names": dataset.label_names,
             "warning": dataset.warning,
         },
         "taken_further": further,

@@ -50,6 +50,7 @@ class Setting:
             return False
 
 
+image_size = number(int, "a multiple of 4 from 8 to 128", 8, 128, step=4)
 layer_size = number(int, "a whole number from 1 to 1024", 1, 1024)  # fits any memory, whoever wrote the config.json
 component_count = number(int, "a whole number from 1 to 1000", 1, 1000)
 sample_count = number(int, "a whole number from 1 to 100", 1, 100)  # each takes the memory of a batch
@@ -67,8 +68,15 @@ SETTINGS = (
     Setting(
         "data",
         None,
-        "your own images instead: a folder with four IDX files named as MNIST's, or an .npz with x_train and x_test "
+        "your own images instead: a folder of pictures, IDX or .npy files, an .npz or a .csv; docs/data.md has all "
         "(default: none)",
+    ),
+    Setting("transpose", False, "swap rows and columns of every image, as EMNIST's own files need", bool),
+    Setting(
+        "image_size",
+        None,
+        "scale the images to N x N pixels, a multiple of 4 from 8 to 128 (default: their own size, or the nearest such)",
+        image_size,
     ),
     Setting(
         "validation_split",
@@ -131,6 +139,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options["choices"] = (*setting.choices, "help") if setting.name == "network" else setting.choices
             options["metavar"] = None if setting.choices else setting.name.rsplit("_")[-1].upper()
         parser.add_argument(setting.flag, default=argparse.SUPPRESS, **options)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, use: str) -> None:
+    """Give the parser the flags that say which images a trained model is shown."""
+    parser.add_argument("--dataset", choices=DATASETS, help=f"{use} (default: what the run was trained on)")
+    parser.add_argument("--data", metavar="PATH", help="or your own, as in main.py --data (default: as --dataset)")
+    parser.add_argument("--transpose", action="store_true", help="swap their rows and columns (default: off)")
 
 
 def _describe_default(setting: Setting) -> str:

@@ -27,15 +27,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see python {self.prog} --help)\n")
 
 
-def number(kind: type, wanted: str, least: float, most: float = math.inf) -> Callable[[str], int | float]:
-    """Return a reader of finite numbers from `least` to `most`, for argparse. Its errors say what is `wanted`."""
+def number(
+    kind: type, wanted: str, least: float, most: float = math.inf, step: int | None = None
+) -> Callable[[str], int | float]:
+    """Return a reader of finite numbers from `least` to `most`, for argparse. Its errors say what is `wanted`.
+
+    With a `step`, only its multiples are read.
+    """
 
     def read(text: str) -> int | float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (least <= value <= most and math.isfinite(value)):  # NaN fails as well
+        fits = least <= value <= most and math.isfinite(value)  # NaN does not
+        if not fits or (step is not None and value % step):
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         return value
 

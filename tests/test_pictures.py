@@ -1,0 +1,158 @@
+"""Folders of pictures: parts, classes, order, sizes, and files that are no pictures or hostile ones."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import load, make_arrays
+from PIL import Image
+
+from vae import formats, pictures
+from vae.terminal import UserError
+
+X = make_arrays(12)["x_train"]
+
+
+def save(path: Path, image: np.ndarray, mode: str = "L", **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).convert(mode).save(path, **options)
+
+
+def read(folder: Path) -> list[np.ndarray]:
+    """All images of a folder, those that were held out as the test set too, as a list."""
+    dataset = load(folder)
+    return [*dataset.train_images, *dataset.test_images]
+
+
+def assert_holds(folder: Path, *images: np.ndarray) -> None:
+    found = read(folder)
+    assert len(found) == len(images)
+    assert all(any((image == wanted).all() for image in found) for wanted in images)
+
+
+@pytest.mark.parametrize("layout", ["{}.png", "cat/{}.png", "cat/deeper/{}.png", "archive/inner/cat/{}.png"])
+def test_a_tenth_is_held_out_where_there_is_no_test_folder(tmp_path, layout):
+    for number, image in enumerate(X[:10]):
+        save(tmp_path / layout.format(number), image)
+    if "inner" in layout:
+        save(tmp_path / "archive/inner/owl/10.png", X[10])
+    dataset = load(tmp_path)
+    assert_holds(tmp_path, *X[: 11 if "inner" in layout else 10])
+    assert len(dataset.test_images) == 1 and any("1 of 1" in note and "held out" in note for note in dataset.notes)
+    assert (dataset.label_names is None) == (layout == "{}.png")
+    assert "inner" not in layout or dataset.label_names == ("cat", "owl")
+
+
+def test_classes_and_the_order_of_numbers(tmp_path):
+    for number, image in enumerate(X):
+        save(tmp_path / "train" / ("owl" if number % 3 else "cat") / f"img_{number}.png", image)  # img_2 before img_10
+        save(tmp_path / "test" / "owl" / f"{number}.png", image)
+    dataset = load(tmp_path)
+    np.testing.assert_array_equal(dataset.train_images, X)
+    assert dataset.label_names == ("cat", "owl")
+    assert dataset.train_labels.tolist() == [int(number % 3 > 0) for number in range(12)]
+    assert dataset.test_labels.tolist() == [1] * 12
+
+
+def test_a_class_may_be_called_train_and_test_pictures_may_have_no_class(tmp_path):
+    for name in ("bus", "car", "train"):
+        save(tmp_path / "vehicles" / name / "0.png", X[0])
+    assert load(tmp_path / "vehicles").label_names == ("bus", "car", "train")
+    for name in ("train/a/0.png", "train/b/1.png", "test/all/0.png"):  # as Keras wants it
+        save(tmp_path / "keras" / name, X[0])
+    assert load(tmp_path / "keras").test_labels is None
+    assert load(tmp_path / "keras").label_names == ("a", "b")
+
+
+def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path):
+    for number, image in enumerate(X[:6]):
+        save(tmp_path / "cat" / f"{number}.png", image)
+    content = (tmp_path / "cat" / "0.png").read_bytes()
+    (tmp_path / "cat" / "cut.png").write_bytes(content[:-300])
+    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "labels.csv").write_bytes(b"file,class\n0.png,\xe4\n")
+    (tmp_path / "cat" / "._0.png").write_bytes(b"hidden, by macOS")
+    save(tmp_path / "preview.png", X[6])  # outside of the classes' folders
+    assert_holds(tmp_path, *X[:6])
+    (note,) = [note for note in load(tmp_path).notes if "skipped" in note]
+    assert "skipped: 4 (the first: 'labels.csv')" in note
+
+
+def test_modes(tmp_path):
+    image, half = X[0], np.full((28, 28), 128, np.uint8)
+    alpha = np.stack([image * 0, image * 0, image * 0, image], -1)  # black on nothing: a white page shows through
+    save(tmp_path / "a.png", image, "RGB")
+    Image.fromarray(alpha).save(tmp_path / "b.png")
+    Image.fromarray(X[1].astype(np.uint16) * 257).save(tmp_path / "c.png")
+    Image.fromarray(X[2] > 127).save(tmp_path / "d.png")
+    save(tmp_path / "e.gif", half, "P")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a camera held upright
+    Image.fromarray(np.rot90(X[3])).save(tmp_path / "f.png", exif=turned)
+    assert_holds(tmp_path, image, 255 - image, X[1], 255 * (X[2] > 127), half, X[3])
+    assert any("pictures in colour, turned to grey: 3" in note for note in load(tmp_path).notes)
+
+
+def test_a_file_of_several_pictures_is_named(tmp_path):
+    pages = [Image.fromarray(image) for image in X[:3]]
+    pages[0].save(tmp_path / "stack.tiff", save_all=True, append_images=pages[1:])
+    save(tmp_path / "one.tiff", X[3])
+    assert_holds(tmp_path, X[0], X[3])
+    assert any("files of several pictures, of which the first is read: 1" in note for note in load(tmp_path).notes)
+
+
+def test_mixed_sizes_are_scaled_to_one(tmp_path):
+    for number, size in enumerate([(30, 20), (33, 20), (31, 22), (300, 21)]):
+        save(tmp_path / f"{number}.png", np.full(size, 200, np.uint8))
+    dataset = load(tmp_path)
+    assert dataset.image_shape == (32, 20) and (dataset.train_images == 200).all()
+    assert any("pictures of 30 x 20 to 300 x 22 pixels are scaled to 32 x 20" in note for note in dataset.notes)
+    assert load(tmp_path, image_size=16).image_shape == (16, 16)
+
+
+def test_photographs_are_scaled_without_aliasing(tmp_path):
+    stripes = np.zeros((400, 600), np.uint8)
+    stripes[:, ::2] = 255
+    for number in range(2):
+        save(tmp_path / f"{number}.png", stripes)
+    images = load(tmp_path).train_images
+    assert images.shape[1:] == (84, 128) and abs(images.astype(int) - 128).max() < 20
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG file that declares a large picture."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", ["a bomb", "sound"])
+def test_a_picture_that_declares_too_much_is_skipped(tmp_path, monkeypatch, kind):
+    for number, image in enumerate(X[:3]):
+        save(tmp_path / f"{number}.png", image)
+    if kind == "a bomb":
+        (tmp_path / "bomb.png").write_bytes(bomb(2**15, 2**15))
+    else:
+        save(tmp_path / "bomb.png", np.resize(X, (100, 100)))
+        monkeypatch.setattr(formats, "MAX_BYTES", 50_000)
+    assert_holds(tmp_path, *X[:3])
+    assert any("skipped: 1 (the first: 'bomb.png')" in note for note in load(tmp_path).notes)
+
+
+def test_limits(tmp_path, monkeypatch):
+    for number, image in enumerate(X[:10]):
+        save(tmp_path / f"{number}.png", image)
+    monkeypatch.setattr(formats, "MAX_BYTES", 7000)
+    with pytest.raises(UserError, match="takes 7,840 bytes"):
+        load(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(pictures, "MAX_FILES", 9)
+    with pytest.raises(UserError, match="more than 9 files"):
+        load(tmp_path)
