@@ -12,7 +12,7 @@ import numpy as np
 
 from vae import data, files, report, sampling, terminal
 from vae.run import Run
-from vae.settings import DATASETS
+from vae.settings import add_data_flags
 from vae.terminal import UserError, positive_integer
 
 BATCH = 500  # latent vectors to decode at once: enough to use all cores, small enough for their caches
@@ -42,6 +42,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=read_digits,
         metavar="D",
         help="only this digit, or, of several such as 0123456789, a row of each (default: any)",
+    )
+    add(
+        "--label", metavar="NAMES", help="only this label, or, of several such as cat,dog, a row of each (default: any)"
     )
     add(
         "--scale",
@@ -82,9 +85,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="images drawn at random from those that a run with --save-reconstructions saved instead "
         "(default: the decoder)",
     )
-    images = "where --reconstruct takes its images (default: what the run was trained on)"
-    add("--dataset", choices=DATASETS, help=images)
-    add("--data", metavar="PATH", help="or your own: a folder of IDX files or an .npz (default: as --dataset)")
+    add_data_flags(parser, "where --reconstruct takes its images")
     return parser.parse_args(arguments)
 
 
@@ -139,14 +140,15 @@ def check_place(flag: str, text: str) -> Path:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse flags that contradict each other."""
-    if options.source and options.digit:
-        raise UserError("--from: reconstructions are drawn as they are; leave --digit out")
+    labels, flag = options.digit or options.label, "--digit" if options.digit else "--label"
+    if options.digit and options.label:
+        raise UserError("--digit: it contradicts --label; give one of the two")
+    if options.source and labels:
+        raise UserError(f"--from: reconstructions are drawn as they are; leave {flag} out")
     if (options.data or options.dataset) and not options.reconstruct:
         raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
-    if options.digit and (options.interpolate or options.manifold or options.reconstruct):
-        raise UserError("--digit: it goes with plain drawing only; leave it, or the other picture, out")
-    if len(options.digit or ()) > 1 and options.count and options.columns:
-        raise UserError("--columns: each of several digits has a row of --columns; leave it, or --count, out")
+    if labels and (options.interpolate or options.manifold or options.reconstruct):
+        raise UserError(f"{flag}: it goes with plain drawing only; leave it, or the other picture, out")
 
 
 def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
@@ -166,15 +168,35 @@ def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
         ends = [prior.draw(rng, rows, options.scale) for _ in range(2)]
         walks = iter(sampling.walk(prior, *ends, columns))  # a row at a time
         return decode(f"walks between digits {source}", decoder, walks, (rows * columns, columns))
-    digits = options.digit or (None,)
-    if len(digits) > 1:  # a row of each
-        count = columns = options.columns or math.ceil(count / len(digits))
+    labels = find_labels(run, prior, options)
+    if len(labels) > 1:  # a row of each
+        if options.count and options.columns:
+            raise UserError("--columns: each of several labels has a row of --columns; leave it, or --count, out")
+        count = columns = options.columns or math.ceil(count / len(labels))
     vectors = (
-        prior.draw(rng, n, options.scale) if digit is None else prior.draw_label(rng, n, options.scale, digit)
-        for digit in digits
+        prior.draw(rng, n, options.scale) if label is None else prior.draw_label(rng, n, options.scale, label)
+        for label in labels
         for n in split_count(count)
     )
-    return decode(f"digits {source}", decoder, vectors, (count * len(digits), columns))
+    return decode(f"digits {source}", decoder, vectors, (count * len(labels), columns))
+
+
+def find_labels(run: Run, prior: sampling.Mixture, options: argparse.Namespace) -> list[int | None]:
+    """Return the labels to draw, [None] for any; UserError where the run does not have one of them."""
+    if not options.digit and not options.label:
+        return [None]
+    flag = "--digit" if options.digit else "--label"
+    names = run.config["dataset"].get("label_names")
+    known = {str(names[label]) if names else str(label): label for label in prior.labels}
+    if not known:
+        raise UserError(f"{flag}: the prior of this run has no labels; draw without {flag}")
+    if options.digit and not set(known) <= set("0123456789"):
+        raise UserError(f"--digit: this run has other labels ({', '.join(known)[:200]}); name them with --label")
+    wanted = map(str, options.digit) if options.digit else options.label.split(",")
+    labels = [known.get(name) for name in wanted]
+    if None in labels:
+        raise UserError(f"{flag}: this run has the labels {', '.join(known)[:200]}; choose from these")
+    return labels
 
 
 def split_count(count: int) -> Iterator[int]:
@@ -197,7 +219,9 @@ def decode(title: str, decoder, batches: Iterator[np.ndarray], grid: tuple[int, 
 
 def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
     """Choose test images at random; each is followed by its reconstruction from a posterior sample."""
-    images = data.load_for_run(options.dataset, options.data, run.config).test_images
+    dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
+    report.print_remarks(dataset)
+    images = dataset.test_images
     if images.shape[1:] != decoder.output_shape[1:]:
         raise UserError(
             f"{run.folder}: its decoder draws images of another shape; choose another run with --checkpoint"

@@ -75,7 +75,7 @@ SETTINGS = (
     Setting(
         "image_size",
         None,
-        "scale the images to N x N pixels, a multiple of 4 from 8 to 128 (default: their own size, or the nearest such)",
+        "scale the images to N x N pixels, a multiple of 4 from 8 to 128 (default: as they are, or the nearest such)",
         image_size,
     ),
     Setting(
