@@ -81,7 +81,9 @@ def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, 
         for prefix, part in (("", images), ("test_", images[:15])):
             general, reconstruction, kl = (row[prefix + name] for name in LOSSES)
             assert general == pytest.approx(reconstruction + kl, abs=2e-4)
-            assert kl == pytest.approx(np.mean(ops.convert_to_numpy(vae.prior.kl_loss(*vae.encoder(part), None))), abs=1e-4)
+            assert kl == pytest.approx(
+                np.mean(ops.convert_to_numpy(vae.prior.kl_loss(*vae.encoder(part), None))), abs=1e-4
+            )
 
 
 def test_times_and_progress_of_a_resumed_run(monkeypatch, capsys):

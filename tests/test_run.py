@@ -49,18 +49,25 @@ class Half:
         path.write_text(str(float(np.asarray(self.weights[0])[0])))
 
 
+class Prior(Half):
+    """Replaces a learned prior, likewise."""
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {"epochs": np.asarray(self.weights[0])}
+
+
 class Model:
-    """Replaces a VAE: encoder, decoder and optimizer have a variable each, whose value is the epochs it has seen."""
+    """Replaces a VAE: encoder, decoder, prior and optimizer have a variable each: the epochs that it has seen."""
 
     def __init__(self):
         import keras
 
-        variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(3)]
-        self.encoder, self.decoder = map(Half, variables[:2])
-        self.optimizer = SimpleNamespace(variables=variables[2:])
+        variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(4)]
+        self.encoder, self.decoder, self.prior = Half(variables[0]), Half(variables[1]), Prior(variables[2])
+        self.optimizer = SimpleNamespace(variables=variables[3:])
 
     def see_an_epoch(self) -> None:
-        for variable in (*self.encoder.weights, *self.decoder.weights, *self.optimizer.variables):
+        for variable in run._variables(self):
             variable.assign(variable + 1)
 
 
@@ -76,7 +83,7 @@ def train(one: Run) -> Path:
         while len(one.rows) < one.settings.epochs:
             train_epoch(one, model)
         one.save_prior({"epochs": np.asarray(model.encoder.weights[0])})
-        one.finish(one.test_losses)
+        one.finish(one.test_losses, [0.5, 0.25])
     return one.folder
 
 
@@ -90,7 +97,7 @@ def epochs_in(folder: Path) -> list[float]:
     state = files.read_arrays(folder / "training_state.npz", "")
     found += [
         len((folder / "history.csv").read_text().splitlines()) - 1,
-        *(state[f"variable_{i:03d}"][0] for i in (0, 2)),
+        *(state[f"variable_{i:03d}"][0] for i in (0, 3)),
     ]
     prior = files.read_arrays(folder / "prior.npz", "")
     return found if prior is None else [*found, prior["epochs"][0]]
@@ -127,14 +134,14 @@ def unfinished(root) -> Path:
 
 def test_an_epoch_is_saved_in_all_its_files(unfinished):
     names = {path.name for path in unfinished.iterdir()} - {".lock"}
-    assert names == {*run.EPOCH_FILES, "training_images.png"}
-    assert epochs_in(unfinished) == [2] * 5
+    assert names == {*run.EPOCH_FILES, "prior.npz", "training_images.png"}
+    assert epochs_in(unfinished) == [2] * 6
     assert (unfinished / "history.csv").read_bytes() == (
         b"epoch,general_loss,reconstruction_loss,kl_loss,test_general_loss,test_reconstruction_loss,test_kl_loss,"
         b"seconds,elapsed\r\n1,3.0,2.0,1.0,3.5,2.25,1.25,0.5,1.0\r\n2,3.0,2.0,1.0,3.5,2.25,1.25,0.5,2.0\r\n"
     )
     config = read_config(unfinished)
-    assert (config["epochs_done"], config["finished"]) == (2, None)
+    assert (config["epochs_done"], config["finished"], config["parameters"]) == (2, None, 9)
     assert json.loads((unfinished / "config.json").read_text()) == config
 
 
@@ -142,6 +149,7 @@ def test_a_finished_run_says_when_and_how_good_it_is(finished):
     assert epochs_in(finished) == [2] * 6
     config = read_config(finished)
     assert config["test"] == {"general_loss": 3.5, "reconstruction_loss": 2.25, "kl_loss": 1.25}
+    assert config["activity"] == [0.5, 0.25]
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", config["finished"]
     )  # its order is that of text
@@ -190,10 +198,19 @@ def test_files_of_the_earlier_model_go_with_the_first_epoch_and_nothing_else_doe
         (finished / name).write_text("old")
     one, model = again(mode, finished), Model()
     with one.begin(model, DATASET):
-        assert (finished / "prior.npz").exists()
+        assert (finished / "prior.npz").read_text() == "old"
         train_epoch(one, model)
         names = {path.name for path in finished.iterdir()} - {".lock"}
-    assert names == {*run.EPOCH_FILES, "training_images.png", "notes.txt", ".hidden"}
+    assert names == {*run.EPOCH_FILES, "prior.npz", "training_images.png", "notes.txt", ".hidden"}
+    assert epochs_in(finished) == [1 if mode == "overwrite" else 3] * 6
+
+
+def test_a_run_without_a_learned_prior_removes_the_prior_of_the_run_that_it_replaces(finished):
+    one, model = new(name="mine", overwrite=True, prior="normal"), Model()
+    with one.begin(model, DATASET):
+        assert (finished / "prior.npz").exists()
+        train_epoch(one, model)
+    assert not (finished / "prior.npz").exists() and Run.find(str(finished)).load_prior(3).is_normal
 
 
 def test_half_written_files_of_a_killed_process_are_removed(unfinished):
@@ -272,6 +289,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+import numpy as np
 sys.modules["keras"] = None  # it takes seconds, and is not needed to save
 from vae import run
 
@@ -286,7 +304,11 @@ settings = run.Run.new({"name": "x" * 50}).settings
 one = run.Run(settings, Path(sys.argv[1]), {"run": "it", "text": "x" * 10_000})
 row = dict.fromkeys(one.make_row([1] * 6, 1, 1), 1.5)
 one.rows = [row] * 100
-vae = SimpleNamespace(encoder=Half(), decoder=Half(), optimizer=SimpleNamespace(variables=[]))
+class Prior(Half):
+    def to_arrays(self):
+        return {"epochs": np.full(10_000, len(one.rows))}
+
+vae = SimpleNamespace(encoder=Half(), decoder=Half(), prior=Prior(), optimizer=SimpleNamespace(variables=[]))
 print("begun", flush=True)
 while True:
     one.save_epoch(vae, row)
@@ -310,13 +332,15 @@ def test_a_kill_at_any_moment_leaves_whole_files(tmp_path):
             content = (tmp_path / name).read_bytes()
             assert len(content) == 50_000 and len(set(content)) == 1
         state = files.read_arrays(tmp_path / "training_state.npz", "")
+        if prior := files.read_arrays(tmp_path / "prior.npz", ""):
+            assert len(np.unique(prior["epochs"])) == 1
         rows = json.loads(state["history"].tobytes())
         with open(tmp_path / "history.csv", newline="") as file:
             lines = list(csv.reader(file))
         assert {len(line) for line in lines} == {9} and len(rows) in (len(lines) - 1, len(lines))
         config = json.loads((tmp_path / "config.json").read_text())
         assert len(config["text"]) == 10_000 and config["epochs_done"] in (len(rows), len(rows) - 1)
-        assert all(name in run.EPOCH_FILES or name.startswith(".") for name in os.listdir(tmp_path))
+        assert all(name in (*run.EPOCH_FILES, "prior.npz") or name.startswith(".") for name in os.listdir(tmp_path))
 
 
 # Names and folders
@@ -360,7 +384,9 @@ def test_numbers_go_on_from_the_highest(root):
 def test_runs_that_begin_together_get_folders_of_their_own(root):
     barrier, folders = threading.Barrier(4), []
 
-    def begin(model=Model()):
+    model = Model()
+
+    def begin():
         barrier.wait()
         for _ in range(5):
             with (one := new()).begin(model, DATASET):
@@ -469,14 +495,48 @@ def test_a_run_that_ends_after_the_clock_was_set_back_is_still_the_last(root, en
 # Restore
 
 
-def test_the_prior_of_an_older_run_has_one_class_for_each_component(finished):
-    np.savez(finished / "prior.npz", weights=np.ones(3, np.float32) / 3, classes=np.array([7, 3, 7]))
-    arrays = Run.find(str(finished)).load_prior()
-    assert arrays.keys() == {"weights", "labels", "class_shares"}
-    np.testing.assert_array_equal(arrays["labels"], [3, 7])
-    np.testing.assert_array_equal(arrays["class_shares"], [[0, 1], [1, 0], [0, 1]])
+def make_prior(**changes) -> dict[str, np.ndarray]:
+    arrays = {"weights": np.ones(3) / 3, "means": np.arange(6.0).reshape(3, 2), "factors": np.stack([np.eye(2)] * 3)}
+    return {name: array.astype(np.float32) for name, array in arrays.items()} | changes
+
+
+def test_the_prior_of_a_run(finished):
+    one = Run.find(str(finished))
+    np.savez(finished / "prior.npz", **make_prior())  # as after an epoch: without labels
+    prior = one.load_prior(2)
+    assert prior.labels.size == 0 and prior.means.tolist() == [[0, 1], [2, 3], [4, 5]]
+    shares = np.array([[0.5, 0.5], [1, 0], [0, 1]], np.float32)
+    np.savez(finished / "prior.npz", **make_prior(labels=np.array([3, 7]), class_shares=shares))
+    np.testing.assert_array_equal(one.load_prior(2).class_shares, shares)
+    assert "holds no prior for this decoder" in refuse(one.load_prior, 3)
+    (finished / "prior.npz").unlink()  # it is a part of the model
+    assert f"{finished / 'prior.npz'} is missing" in refuse(one.load_prior, 2)
+
+
+def test_the_prior_of_an_older_run_has_one_class_for_each_gaussian(finished):
+    config = read_config(finished)
+    write_config(finished, settings={name: value for name, value in config["settings"].items() if name != "prior"})
+    np.savez(finished / "prior.npz", **make_prior(classes=np.array([7, 3, 7]), activity=np.ones(2)))
+    prior = Run.find(str(finished)).load_prior(2)
+    np.testing.assert_array_equal(prior.labels, [3, 7])
+    np.testing.assert_array_equal(prior.class_shares, [[0, 1], [1, 0], [0, 1]])
     (finished / "prior.npz").unlink()
-    assert Run.find(str(finished)).load_prior() is None
+    assert Run.find(str(finished)).load_prior(2).is_normal
+
+
+def test_the_most_active_dimensions(finished):
+    def find(latent_dim: int, **changes) -> tuple[int, int]:
+        return Run.find(str(write_config(finished, **changes))).find_most_active(latent_dim)
+
+    assert find(4, activity=[0.1, 0.9, 0.0, 0.5]) == (1, 3)
+    for latent_dim, activity in ((1, [1.0]), (3, [1.0, 2.0]), (4, 5), (2, [[1.0, 2.0]])):
+        write_config(finished, activity=activity)
+        message = refuse(find, latent_dim)
+        assert "--manifold" in message and str(finished) in message
+    config = read_config(finished)
+    del config["activity"]  # as in an older run
+    (finished / "config.json").write_text(json.dumps(config))
+    assert find(4) == (0, 1)
 
 
 def test_saved_reconstructions_are_loaded_and_nothing_else_is(finished):
@@ -492,6 +552,19 @@ def test_saved_reconstructions_are_loaded_and_nothing_else_is(finished):
 
 
 # Images
+
+
+def test_the_defaults_follow_the_images_of_a_new_run_only(root):
+    one = Run.new({"dataset": "digits", "validation_split": 0.2})
+    with one.begin(Model(), one.load_data()):
+        pass
+    wanted = (40, 50, 24)  # for 1,200 images
+    assert (one.settings.batch_size, one.settings.epochs, one.settings.components) == wanted
+    settings = read_config(one.folder)["settings"] | {"batch_size": 7, "components": 3}
+    write_config(one.folder, settings=settings)
+    one = Run.resume("", {})
+    one.load_data()
+    assert (one.settings.batch_size, one.settings.epochs, one.settings.components) == (7, 50, 3)
 
 
 def test_images_are_loaded_and_held_out_by_the_settings(root):
@@ -546,7 +619,7 @@ def test_a_run_on_digits_instead_of_mnist_says_so_when_it_is_resumed_as_well(roo
 def test_a_resumed_run_has_the_weights_the_optimizer_and_the_history(unfinished, capsys):
     one, model = Run.resume("", {}), Model()
     with one.begin(model, DATASET):
-        assert [float(v[0]) for v in (model.encoder.weights[0], *model.optimizer.variables)] == [2, 2]
+        assert [float(variable[0]) for variable in run._variables(model)] == [2] * 4
         assert [row["epoch"] for row in one.rows] == [1, 2]
     printed = capsys.readouterr()
     assert f"-> Training is resumed after epoch 2 of 2 in {os.path.relpath(unfinished)}" in printed.out.replace(
@@ -629,7 +702,7 @@ STATES = {
     "long double": {"variable_001": np.zeros(3, np.longdouble)},
     "integers": {"variable_001": np.zeros(3, int)},
     "not finite": {"variable_002": np.array([0, np.nan, 0], np.float32)},
-    "more": {"variable_003": np.zeros(1)},
+    "more": {"variable_004": np.zeros(1)},
     "another history": [{"epoch": 2}],
     "no history": 5,
     "empty rows": [[]],

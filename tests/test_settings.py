@@ -34,11 +34,11 @@ def test_help_says_the_defaults_that_training_takes():
     text = " ".join(parser.format_help().split())
     defaults = vars(complete({}))
     assert defaults.keys() == {setting.name for setting in SETTINGS}
-    for name in ("epochs", "batch_size", "learning_rate", "latent_dim", "hidden_dim", "validation_split"):
+    for name in ("epochs", "batch_size", "learning_rate", "latent_dim", "hidden_dim", "validation_split", "prior"):
         for network, own in NETWORKS.items():
             value = getattr(own, name)
             assert vars(complete({"network": network}))[name] == value
-            assert re.search(rf"{value:g} for {network}\b", text)
+            assert re.search(rf"{value} for {network}\b", text)
     for name in ("beta", "importance_samples", "likelihood", "variance", "seed", "precision"):
         assert f"(default: {defaults[name]})" in text
     assert text.count("default: off") == sum(setting.read is bool for setting in SETTINGS)
@@ -50,9 +50,32 @@ def test_what_was_given_wins_over_the_network_over_the_table():
     assert (found.batch_size, found.validation_split, found.seed) == (256, 0.3, 0)
 
 
+@pytest.mark.parametrize(
+    "count, given, batch_size, epochs, components",
+    [
+        (60_000, {}, 100, 50, 300),  # MNIST
+        (1500, {}, 50, 50, 30),  # digits: 1,500 steps
+        (100, {}, 3, 50, 2),
+        (10, {}, 1, 150, 1),
+        (1, {}, 1, 1500, 1),
+        (1500, {"batch_size": 64, "epochs": 2, "components": 7}, 64, 2, 7),
+        (1500, {"batch_size": 300}, 300, 300, 30),
+        (60_000, {"epochs": 5}, 100, 5, 300),
+        (1500, {"network": "dense"}, 50, 50, None),  # 30 of its epochs would be 900 steps
+    ],
+)
+def test_the_defaults_fit_the_number_of_images(count, given, batch_size, epochs, components):
+    found = complete(given)
+    settings.fit_defaults(found, given, count)
+    assert (found.batch_size, found.epochs, found.components) == (batch_size, epochs, components)
+
+
 def test_settings_are_read_as_they_were_saved():
     saved = vars(
-        complete(parse("--network", "plane", "--data", "ä.npz", "--likelihood", "gaussian", "--seed", "4294967295"))
+        complete(
+            parse("--network", "plane", "--data", "ä.npz", "--likelihood", "gaussian", "--seed", "4294967295")
+            | parse("--prior", "mixture", "--components", "7")
+        )
     )
     assert vars(read_settings({"settings": saved}, PATH)) == saved
 
@@ -60,6 +83,7 @@ def test_settings_are_read_as_they_were_saved():
 def test_an_older_run_has_the_defaults_of_what_it_does_not_say():
     found = read_settings({"settings": {"network": "posterior", "unknown": 5}}, PATH)
     assert found.network == "softplus" and found.likelihood == "bernoulli" and found.latent_dim == 2
+    assert read_settings({"settings": {}}, PATH).prior == "normal" and complete({}).prior == "mixture"
     assert not hasattr(found, "unknown")
 
 
@@ -86,6 +110,9 @@ IMPOSSIBLE = [
     ("learning_rate", 10**400),
     ("learning_rate", 0),
     ("validation_split", 1),
+    ("prior", "flow"),
+    ("components", 0),
+    ("components", 1001),
     ("variance", 1e-9),
     ("variance", float("inf")),
     ("likelihood", "poisson"),

@@ -1,14 +1,17 @@
 """The command line and the terminal: flags, errors in one line, signals, a quiet import of Keras."""
 
 import argparse
+import importlib.util
+import io
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refuse
 
 from vae import terminal
 
@@ -92,6 +95,55 @@ def test_output_that_nobody_takes(size):
         assert status == 1 and error.startswith("main.py: ") and "space" in error and error.count("\n") == 1
 
 
+@pytest.fixture
+def quiet_run(monkeypatch):
+    """terminal.run within this process: without its handlers of signals."""
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    monkeypatch.setattr(sys, "argv", ["/a/main.py"])
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+
+    def run_here(main) -> int | str | None:
+        with pytest.raises(SystemExit) as caught:
+            terminal.run(main)
+        return caught.value.code
+
+    return run_here
+
+
+def test_an_unexpected_exception_is_one_line_that_names_the_file_of_its_traceback(quiet_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fail():
+        assert os.environ["MPLBACKEND"] == "agg"
+        raise ValueError("ä bad thing\nwith details")
+
+    line = quiet_run(fail)
+    (path,) = tmp_path.iterdir()
+    assert line == f"main.py: ValueError: ä bad thing; please report it, with the file {path}"
+    text = path.read_text(encoding="utf-8")
+    assert "Traceback" in text and "in fail" in text and text.endswith("ValueError: ä bad thing\nwith details\n")
+
+
+def test_what_the_encoding_of_the_terminal_lacks_is_escaped_and_missing_streams_are_replaced(quiet_run, monkeypatch):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    monkeypatch.setattr(sys, "stderr", None)
+
+    def main():
+        print("93.1 ± 0.2, 数")
+        print("nobody reads this", file=sys.stderr)
+
+    assert quiet_run(main) == 0
+    assert ascii_only.buffer.getvalue() == rb"93.1 \xb1 0.2, \u6570" + os.linesep.encode()
+    sys.stderr.close()
+
+
+def test_where_there_is_no_home_a_path_in_it_is_refused(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as Python does then
+    assert terminal.as_path("a/~") == Path("a/~")
+    assert "~/x.npz: there is no home folder for ~; set HOME" in refuse(terminal.as_path, "~/x.npz")
+
+
 # Signals
 
 
@@ -164,6 +216,26 @@ def test_keras_is_imported_without_notices_and_with_one_dnn_unless_the_user_says
     environment |= {"PYTHONPATH": str(tmp_path)} | ({"TF_ENABLE_ONEDNN_OPTS": said} if said else {})
     code = "terminal.import_keras()\nprint('an error', file=sys.stderr)"
     assert end(run(code, env=environment)) == (0, f"{said or 1} 2\n", "an error\n")
+
+
+def test_a_backend_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "theano")
+    assert "KERAS_BACKEND=theano: there is no such backend; set it to tensorflow, jax, torch" in refuse(
+        terminal.import_keras
+    )
+    monkeypatch.setenv("KERAS_BACKEND", "JAX")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "KERAS_BACKEND=jax: it is not installed; pip install jax" in refuse(terminal.import_keras)
+
+
+@pytest.mark.parametrize("home", [None, "/somewhere"])
+def test_keras_json_is_not_read_and_keras_home_stays(monkeypatch, home, plain_keras):
+    monkeypatch.delenv("KERAS_HOME") if home is None else monkeypatch.setenv("KERAS_HOME", home)
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setattr(terminal, "find_devices", lambda: seen.append(os.environ["KERAS_HOME"]))
+    seen = []
+    assert terminal.import_keras() is plain_keras
+    assert os.environ.get("KERAS_HOME") == home and not Path(seen[0]).parent.is_dir()
 
 
 def test_tensorflow_uses_one_dnn_where_it_is_asked_to(plain_keras):
