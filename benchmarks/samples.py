@@ -36,7 +36,7 @@ LEAST_ACCURACY = 0.99
 def main() -> None:
     """Data -> classifier -> sets of images -> tables."""
     options = parse()
-    dataset = data.load(None if options.data else "mnist", options.data)
+    dataset = data.load(data.Options(None if options.data else "mnist", options.data))
     if dataset.train_labels is None or dataset.test_labels is None:
         raise UserError(f"--data {options.data}: without labels no classifier can be trained; name MNIST's files")
     get_features, classify = train_classifier(dataset, options.seed)

@@ -22,7 +22,7 @@ class StubRun(Run):
     """A run that saves nothing but its rows, and calls `saved` after each."""
 
     def __init__(self, rows: int = 0, validation_split: float = 0.0, saved=lambda: None):
-        super().__init__(SimpleNamespace(validation_split=validation_split))
+        super().__init__(SimpleNamespace(), config={"dataset": {"validation_images": round(10 * validation_split)}})
         self.saved = saved
         for epoch in range(1, rows + 1):
             self.rows.append(self.make_row([50.0 - epoch] * 6, 1.0, 10.0 * epoch))

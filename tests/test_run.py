@@ -159,7 +159,7 @@ def test_a_finished_run_says_when_and_how_good_it_is(finished):
 
 def test_losses_on_a_validation_split_are_not_test_losses(root):
     one = new(validation_split=0.2)
-    with one.begin(Model(), DATASET):
+    with one.begin(Model(), data.replace(DATASET, validation_images=DATASET.test_images)):
         train_epoch(one, Model())
         assert list(one.rows[0])[4:7] == ["val_general_loss", "val_reconstruction_loss", "val_kl_loss"]
         assert one.test_losses is None
@@ -607,7 +607,7 @@ def test_other_images_are_refused(own_images):
 @pytest.mark.parametrize("warning", ["MNIST is unavailable", None, 5])
 def test_a_run_on_digits_instead_of_mnist_says_so_when_it_is_resumed_as_well(root, warning):
     one = new()
-    with one.begin(Model(), data.replace(data.load_digits(), warning="MNIST is unavailable")):
+    with one.begin(Model(), data.replace(data.load(data.Options("digits")), warning="MNIST is unavailable")):
         assert read_config(one.folder)["dataset"]["warning"] == "MNIST is unavailable"
     write_config(one.folder, dataset=read_config(one.folder)["dataset"] | {"warning": warning})
     assert Run.resume("", {}).load_data().warning == (warning if isinstance(warning, str) else None)

@@ -70,12 +70,12 @@ def answer_at_once(script: str, *arguments: str) -> tuple[int, str, list[str]]:
 
 
 FLAGS = {
-    "main.py": "resume network dataset data validation-split epochs batch-size learning-rate latent-dim hidden-dim "
+    "main.py": "resume network dataset data transpose image-size validation-split epochs batch-size learning-rate latent-dim hidden-dim "
     "prior components beta importance-samples likelihood variance binarize seed name overwrite save-reconstructions precision "
     "tensorboard deterministic",
-    "generator.py": "checkpoint count columns digit scale seed output arrays interpolate manifold reconstruct "
-    "from dataset data",
-    "evaluate.py": "checkpoint dataset data binarize importance-samples images figures seed json",
+    "generator.py": "checkpoint count columns digit label scale seed output arrays interpolate manifold reconstruct "
+    "from dataset data transpose",
+    "evaluate.py": "checkpoint dataset data transpose binarize importance-samples images figures seed json",
 }
 
 
@@ -153,6 +153,7 @@ LOG = """\
 ============================================================
 network =  standard
 dataset =  digits (embedded in scikit-learn)
+image_size =  28 x 28
 train_images =  1500
 validation_images =  0
 test_images =  297
@@ -236,8 +237,12 @@ def test_a_run_has_the_promised_files_and_a_history_that_adds_up(small_run):
 def test_the_config_of_a_run_says_all_about_it(small_run):
     config, last = read_config(small_run.folder), history_of(small_run.folder)[-1]
     assert config["settings"] == vars(settings.complete(main.parse(SMALL_RUN))) | {"components": 30}
-    counts = {"train_images": 1500, "validation_images": 0, "test_images": 297}
-    assert config["dataset"] == {"name": "digits", "sha256": data.load_digits().sha256, "warning": None} | counts
+    counts = {"train_images": 1500, "validation_images": 0, "test_images": 297, "image_size": [28, 28]}
+    counts["label_names"] = None
+    assert (
+        config["dataset"]
+        == {"name": "digits", "sha256": data.load(data.Options("digits")).sha256, "warning": None} | counts
+    )
     assert {"python", "keras", "numpy", config["backend"]} == set(config["versions"])
     assert (config["epochs_done"], config["parameters"], config["taken_further"]) == (2, 883312, [])
     assert len(config["activity"]) == 3 and min(config["activity"]) > 0
@@ -327,7 +332,7 @@ def test_the_model_is_built_as_the_settings_say(here, monkeypatch):
 
     def build(*flags):
         return main.build_vae(
-            settings.complete(main.parse([*SMALL_RUN, "--components", "4", *flags])), data.load_digits()
+            settings.complete(main.parse([*SMALL_RUN, "--components", "4", *flags])), data.load(data.Options("digits"))
         )
 
     plain, same = build(), build()
@@ -567,7 +572,7 @@ def test_reconstructions_are_beside_their_originals(here):
     flags = ["--checkpoint", str(SHIPPED), "--dataset", "digits", "--count", "10000", "--arrays", "a.npz"]
     generator.main(["--reconstruct", *flags])
     pairs = np.load("a.npz")["images"].reshape(297, 2, 28, 28)
-    test_images = data.to_pixels(data.load_digits().test_images)
+    test_images = data.to_pixels(data.load(data.Options("digits")).test_images)
     assert {image.tobytes() for image in pairs[:, 0]} == {image.tobytes() for image in test_images}
     errors = np.square(pairs[:, None, 0] - pairs[None, :, 1]).sum(axis=(2, 3))
     assert np.diag(errors).mean() < 0.5 * errors.mean()
@@ -579,7 +584,7 @@ def test_reconstructions_are_beside_their_originals(here):
         ("--digit 3 --output g.txt", "--output g.txt: pictures of this kind cannot be written"),
         ("--output g", "--output g: pictures of this kind"),
         ("--interpolate --digit 3", "--digit: it goes with plain drawing only"),
-        ("--digit 31 --count 8 --columns 3", "--columns: each of several digits has a row"),
+        ("--digit 31 --count 8 --columns 3", "--columns: each of several labels has a row"),
         ("--dataset digits", "--data and --dataset: only --reconstruct reads images"),
         ("--data x.npz --manifold", "--data and --dataset: only --reconstruct reads images"),
         ("--from reconstructions --digit 3", "--from: .*leave --digit out"),
@@ -611,7 +616,7 @@ def test_a_decoder_alone_is_enough_for_a_run_without_a_learned_prior(run_copy, h
     for flags in ([], ["--interpolate"], ["--manifold"]):
         generator.main(["--count", "4", *flags])
     assert "(digits from N(0, I), scale 1, seed" in capsys.readouterr().out
-    assert "--digit 3: the prior of this run has no labels" in refuse(generator.main, ["--digit", "3"])
+    assert "--digit: the prior of this run has no labels" in refuse(generator.main, ["--digit", "3"])
     assert os.listdir() == ["generated_images.png"]
 
 
@@ -809,7 +814,9 @@ def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here,
 
     np.save(
         "x.npy",
-        data.to_pixels(data.load(*((None, place[1]) if "MNIST_DIR" in os.environ else ("digits", None))).test_images),
+        data.to_pixels(
+            data.load(data.Options(*((None, place[1]) if "MNIST_DIR" in os.environ else ("digits", None)))).test_images
+        ),
     )
     command = [sys.executable, "-I", "-c", ELSEWHERE, SHIPPED, "x.npy", "200", "50"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
