@@ -148,7 +148,7 @@ def draw(folder: Path, posterior: metrics.Posterior, labels: np.ndarray | None, 
 
     information = metrics.information_per_dimension(posterior)
     figures = {
-        "latent_means.png": plots.latent_means(posterior.mean, labels, f"{title}: latent means of test images"),
+        "latent_map.png": plots.latent_map(posterior.mean, labels, f"{title}: latent means of test images"),
         "latent_dimensions.png": plots.latent_dimensions(information, f"{title}: what each latent dimension tells"),
     }
     for name, figure in figures.items():

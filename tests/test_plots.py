@@ -135,36 +135,6 @@ def test_originals_are_above_their_reconstructions(count, columns, rows):
 # The latent space
 
 
-def test_a_latent_plane_is_shown_as_it_is():
-    mean = np.random.default_rng(1).standard_normal((30, 2))
-    labels = np.arange(30) % 3
-    (axes,) = plots.latent_means(mean, labels, "two dimensions").axes
-    for label, part in enumerate(axes.collections):
-        np.testing.assert_allclose(part.get_offsets(), mean[labels == label])
-    assert [text.get_text() for text in axes.texts] == ["0", "1", "2"]
-    assert axes.get_xlabel() == "latent dimension 1" and axes.get_title() == "two dimensions"
-
-
-def test_more_dimensions_are_shown_by_their_principal_components():
-    rng = np.random.default_rng(1)
-    axes_of_spread = np.linalg.qr(rng.standard_normal((5, 5)))[0]
-    mean = rng.standard_normal((4000, 5)) * [4, 2, 0.1, 0.1, 0.1] @ axes_of_spread + 7
-    (axes,) = plots.latent_means(mean, None, "").axes
-    (shown,) = (np.asarray(part.get_offsets()) for part in axes.collections)
-    expected = (mean - mean.mean(axis=0)) @ axes_of_spread[:2].T
-    for found, wanted in zip(shown.T, expected.T, strict=True):
-        assert abs(np.corrcoef(found, wanted)[0, 1]) > 0.999 and found.std() == pytest.approx(wanted.std(), rel=1e-3)
-    assert axes.get_xlabel().startswith("component 1 (80%") and axes.get_ylabel().startswith("component 2 (20%")
-
-
-@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1), (2, 3), (1, 2)])
-def test_few_images_or_dimensions_are_shown_too(shape):
-    figure = plots.latent_means(np.random.default_rng(1).standard_normal(shape), np.zeros(shape[0], np.uint8), "")
-    (shown,) = (part.get_offsets() for part in figure.axes[0].collections)
-    assert shown.shape == (shape[0], 2) and np.isfinite(shown).all()
-    assert render(figure).shape[1] > 400
-
-
 def test_labels_on_each_other_are_pushed_apart_and_the_others_stay():
     places = np.array([[0, 0], [0.1, 0], [0.1, 0.1], [9, 9]])
     pushed = plots._apart(places, 1.0)

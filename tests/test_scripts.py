@@ -70,9 +70,9 @@ def answer_at_once(script: str, *arguments: str) -> tuple[int, str, list[str]]:
 
 
 FLAGS = {
-    "main.py": "resume network dataset data transpose image-size validation-split epochs batch-size learning-rate latent-dim hidden-dim "
-    "prior components beta importance-samples likelihood variance binarize seed name overwrite save-reconstructions precision "
-    "tensorboard deterministic",
+    "main.py": "resume network dataset data transpose image-size validation-split epochs batch-size learning-rate "
+    "latent-dim hidden-dim prior components beta importance-samples likelihood variance binarize seed name overwrite "
+    "save-reconstructions precision tensorboard deterministic",
     "generator.py": "checkpoint count columns digit label scale seed output arrays interpolate manifold reconstruct "
     "from dataset data transpose",
     "evaluate.py": "checkpoint dataset data transpose binarize importance-samples images figures seed json",
@@ -659,8 +659,8 @@ def test_evaluate_prints_the_same_metrics_for_people_and_draws_the_latent_space(
     measured, _ = measure(capsys, *flags)
     evaluate.main([*flags, "--figures", "."])
     printed = capsys.readouterr()
-    assert [line.split()[-1] for line in printed.err.splitlines()] == ["latent_means.png", "latent_dimensions.png"]
-    assert all(min(Image.open(name).size) > 300 for name in ("latent_means.png", "latent_dimensions.png"))
+    assert [line.split()[-1] for line in printed.err.splitlines()] == ["latent_map.png", "latent_dimensions.png"]
+    assert all(min(Image.open(name).size) > 300 for name in ("latent_map.png", "latent_dimensions.png"))
     lines = dict(re.split(r": +", line, maxsplit=1) for line in printed.out.splitlines()[2:])
     m = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in measured.items()}
     unit = "nats per image"
@@ -720,7 +720,7 @@ def test_the_scripts_do_not_depend_on_what_the_environment_holds(root, tmp_path,
 
     done = finish("evaluate.py", "--checkpoint", run_copy, "--figures", ".", *FEW, cwd=tmp_path, env=hostile)
     assert done.returncode == 0, done.stderr
-    assert "\\xb1" in done.stdout and Path(tmp_path, "latent_means.png").exists()
+    assert "\\xb1" in done.stdout and Path(tmp_path, "latent_map.png").exists()
 
     command = shlex.join([sys.executable, str(ROOT / "generator.py"), "--checkpoint", str(run_copy)])
     done = subprocess.run(["sh", "-c", f"exec {command} <&- >&- 2>&-"], cwd=tmp_path, env=hostile, timeout=300)

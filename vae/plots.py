@@ -5,10 +5,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import patheffects
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
 
 matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
 GAP = 2  # pixels of black between digits
@@ -91,48 +93,27 @@ def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, colu
     return figure
 
 
-def latent_means(mean: np.ndarray, labels: np.ndarray | None, title: str) -> Figure:
-    """Draw posterior means (n, D) in two dimensions, each as its digit: the plane itself for D = 2, else their PCA."""
-    plane, axis_labels = _plane(mean)
+def latent_map(codes: np.ndarray, labels: np.ndarray | None, title: str) -> Figure:
+    """Draw codes (n, D) as a map, as explore.py does, coloured and named by their labels (n,); 2,000 of them."""
+    chosen = choose_codes(len(codes))
+    places = place_codes(codes[chosen])
+    known, classes = np.unique(np.zeros(len(codes)) if labels is None else labels, return_inverse=True)
+    colours = [COLOURS[number % len(COLOURS)][0] for number in classes[chosen]]
     figure = Figure(figsize=(8, 8), layout="constrained")
     axes = figure.subplots()
-    labels = np.zeros(len(plane), int) if labels is None else labels
-    classes = np.unique(labels)
-    colours = colormaps["viridis"](np.linspace(0, 0.9, len(classes)))
-    for label, colour in zip(classes, colours, strict=True):
-        own = plane[labels == label]
-        marker = f"${label}$" if len(classes) > 1 else "."
-        axes.scatter(*own.T, s=18, marker=marker, color=colour, linewidths=0.2, alpha=0.7)
-    if len(classes) > 1:
-        middles = np.stack([np.median(plane[labels == label], axis=0) for label in classes])
-        for place, label, colour in zip(_apart(middles, 0.06 * np.ptp(plane)), classes, colours, strict=True):
-            box = {"boxstyle": "circle", "facecolor": "white", "edgecolor": colour, "linewidth": 2}
-            axes.text(*place, str(label), size=14, weight="bold", ha="center", va="center", bbox=box)
-    axes.set(title=title, xlabel=axis_labels[0], ylabel=axis_labels[1])
-    axes.set_aspect("equal")
+    axes.scatter(*places.T, s=10, c=colours, alpha=0.8, linewidths=0)
+    if 1 < len(known) <= MOST_NAMES:
+        halo = [patheffects.withStroke(linewidth=4, foreground="white")]
+        names = place_names(places, classes[chosen], 0.05 * np.ptp(places))
+        for number, place in names.items():
+            text = {"size": 16, "weight": "bold", "ha": "center", "va": "center", "path_effects": halo}
+            axes.text(*place, str(known[number]), **text)
+    axes.set(title=title, aspect="equal")
+    if is_plane(codes.shape[1]):
+        axes.set(xlabel="latent dimension 1", ylabel="latent dimension 2")
+    else:  # the axes of t-SNE have no meaning
+        axes.set(xticks=[], yticks=[])
     return figure
-
-
-def _apart(places: np.ndarray, distance: float) -> np.ndarray:
-    """Push places (n, 2) apart, little by little, until none hides another."""
-    for _ in range(100):
-        gaps = places[:, None] - places[None, :]  # (n, n, 2)
-        lengths = np.linalg.norm(gaps, axis=2, keepdims=True)
-        push = np.clip(distance - lengths, 0, None) / np.maximum(lengths, 1e-9)
-        places = places + np.sum(push * gaps, axis=1) / 4
-    return places
-
-
-def _plane(mean: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Bring vectors (n, D) into a plane, (n, 2), and name its axes; where there is no second axis, it is 0."""
-    if mean.shape[1] == 2:
-        return mean, ["latent dimension 1", "latent dimension 2"]
-    centred = mean - mean.mean(axis=0)
-    _, spread, components = np.linalg.svd(centred, full_matrices=False)
-    plane = centred @ components[:2].T
-    share = np.append(spread**2 / max(np.sum(spread**2), 1e-30), 0)
-    names = [f"component {number + 1} ({share[number]:.0%} of the variance)" for number in range(2)]
-    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1]))), names
 
 
 def latent_dimensions(information: np.ndarray, title: str) -> Figure:

@@ -1,0 +1,44 @@
+"""Write one HTML page in which a trained model can be explored: python explore.py (see python explore.py --help)."""
+
+import argparse
+import webbrowser
+
+from vae import data, explorer, files, report, terminal
+from vae.run import Run
+from vae.settings import add_data_flags
+from vae.terminal import UserError
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = terminal.Parser(description="Write one HTML page to explore a model in: a map, sliders, a pad to draw on.")
+    add = parser.add_argument
+    newest = "the one that finished last, else the shipped model"
+    add("--checkpoint", metavar="DIR", help=f"the run to explore (default: {newest})")
+    add_data_flags(parser, "the test images on the map")
+    add("--output", default="explorer.html", metavar="HTML", help="the page (default: explorer.html)")
+    add("--no-open", dest="open", action="store_false", help="do not open it in the browser (default: it is opened)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line -> run -> test images -> page -> browser."""
+    options = parse(arguments)
+    output = terminal.as_path(options.output)
+    if not output.resolve().parent.is_dir():
+        raise UserError(f"--output {output}: no such folder; make it first")
+    run = Run.find(options.checkpoint)
+    dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
+    report.print_remarks(dataset)
+    terminal.import_keras()
+    print(f"-> Checkpoints are restored from {run.folder}", flush=True)
+    page = explorer.build_page(run, dataset)
+    with files.replacing(output) as path:
+        path.write_text(page, encoding="utf-8")
+    print(f"-> The page is saved in {output} ({output.stat().st_size / 1e6:.1f} MB, opens without a server)")
+    if options.open:
+        webbrowser.open(output.resolve().as_uri())
+
+
+if __name__ == "__main__":
+    terminal.run(main)
