@@ -95,28 +95,20 @@ def test_help_says_every_flag_with_its_default_at_once(script):
 )
 def test_what_cannot_be_done_is_said_at_once_in_one_line(command, status, words, root):
     script, *arguments = command.split()
-    assert answer_at_once(script, *arguments)[:2] == (status, "")
-    (line,) = answer_at_once(script, *arguments)[2]
-    assert re.match(f"{script}: {words}", line) and not root.exists()
+    found, text, (line,) = answer_at_once(script, *arguments)
+    assert (found, text) == (status, "") and re.match(f"{script}: {words}", line) and not root.exists()
 
 
 WRONG = [
     "main.py --epochs 0",
-    "main.py --epochs",
-    "main.py --learning-rate ''",
-    "main.py --dataset nonsense",
+    "main.py --learning-rate",
     "main.py --nonsense",
     "main.py nonsense",
     "generator.py --count 1000001",
-    "generator.py --columns -1",
     "generator.py --scale nan",
-    "generator.py --seed nonsense",
-    "generator.py --digit x",
     "generator.py --digit -1",
     "generator.py --digit ²",
     "generator.py --manifold --reconstruct",
-    "generator.py --from elsewhere",
-    "evaluate.py --seed 1.5",
     "evaluate.py --images 0",
     "evaluate.py --jsonl",
 ]
@@ -237,7 +229,7 @@ def test_the_config_of_a_run_says_all_about_it(small_run):
 
 
 def arrays_of(folder: Path) -> dict[str, np.ndarray]:
-    """Return the weights, the optimizer's arrays, both models and the prior of a run, and its history without times."""
+    """Return all that training gave a run: state, models, prior, figures, and the history without times."""
     one = Run.find(str(folder))
     state = files.read_arrays(folder / "training_state.npz", "")
     arrays = {name: array for name, array in state.items() if name.startswith("variable")} | one.load_prior()
@@ -245,7 +237,8 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     decoder = one.load_decoder()
     models = [*one.load_encoder(decoder).get_weights(), *decoder.get_weights()]
     arrays |= {f"model {number}": weights for number, weights in enumerate(models)}
-    return arrays
+    figures = ("loss_curves.png", "reconstructions.png", "training_images.png")
+    return arrays | {name: np.asarray(Image.open(folder / name)) for name in figures}
 
 
 def test_a_run_that_is_killed_and_resumed_is_the_run_without_a_break(small_run, run_copy, root, here, monkeypatch):
@@ -487,10 +480,9 @@ def test_latent_vectors_come_from_the_prior_in_batches(run_copy, here, spies, ca
     assert "from the prior N(0, I), scale 0.7, seed 2)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--sampler", "prior"], []])
-def test_the_printed_seed_gives_the_same_digits_and_no_seed_gives_others(run_copy, here, capsys, flags):
+def test_the_printed_seed_gives_the_same_digits_and_no_seed_gives_others(run_copy, here, capsys):
     def draw(*arguments) -> tuple[np.ndarray, str]:
-        generator.main([*flags, "--count", "9", "--arrays", "a.npz", "--output", "g.png", *arguments])
+        generator.main(["--count", "9", "--arrays", "a.npz", "--output", "g.png", *arguments])
         (seed,) = re.findall(r"seed (\d+)\)", capsys.readouterr().out)
         return np.load("a.npz")["images"], seed
 
@@ -503,10 +495,8 @@ def test_the_printed_seed_gives_the_same_digits_and_no_seed_gives_others(run_cop
     "arguments, rows, columns",
     [
         (["--count", "1"], 1, 1),
-        (["--count", "7"], 3, 3),
         (["--count", "7", "--columns", "5"], 2, 5),
         (["--count", "2", "--columns", "50"], 1, 2),
-        (["--digit", "7"], 10, 10),
         (["--digit", "0123456789"], 10, 10),
         (["--digit", "31", "--columns", "4"], 2, 4),
         (["--digit", "31", "--count", "5"], 2, 3),
@@ -546,12 +536,16 @@ def test_the_vectors_of_each_picture(run_copy, here, spies):
 
 
 def test_reconstructions_are_beside_their_originals(here):
+    """They are decoded from a posterior sample each, so another seed gives others."""
     flags = ["--checkpoint", str(SHIPPED), "--dataset", "digits", "--count", "10000", "--arrays", "a.npz"]
-    generator.main(["--reconstruct", *flags])
-    pairs = np.load("a.npz")["images"].reshape(297, 2, 28, 28)
-    test_images = data.to_pixels(data.load_digits().test_images)
-    assert {image.tobytes() for image in pairs[:, 0]} == {image.tobytes() for image in test_images}
-    errors = np.square(pairs[:, None, 0] - pairs[None, :, 1]).sum(axis=(2, 3))
+    drawn = []
+    for seed in ("1", "2"):
+        generator.main(["--reconstruct", *flags, "--seed", seed])
+        drawn.append(np.load("a.npz")["images"].reshape(297, 2, 28, 28))
+    originals, decoded = drawn[0][:, 0], drawn[0][:, 1]
+    np.testing.assert_array_equal(originals, data.to_pixels(data.load_digits().test_images))
+    assert np.array_equal(originals, drawn[1][:, 0]) and not np.isclose(decoded, drawn[1][:, 1]).all(axis=(1, 2)).any()
+    errors = np.square(originals[:, None] - decoded[None]).sum(axis=(2, 3))
     assert np.diag(errors).mean() < 0.5 * errors.mean()
 
 
@@ -734,10 +728,8 @@ def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here,
     binary, said = measure(capsys, *place, *FEW, "--binarize")
     assert binary["irreducible_loss"] == 0 < measured["irreducible_loss"] and "binary pixels" in said
 
-    np.save(
-        "x.npy",
-        data.to_pixels(data.load(*((None, place[1]) if "MNIST_DIR" in os.environ else ("digits", None))).test_images),
-    )
+    dataset = data.load(*(["digits", None] if place[0] == "--dataset" else [None, place[1]]))
+    np.save("x.npy", data.to_pixels(dataset.test_images))
     command = [sys.executable, "-I", "-c", ELSEWHERE, SHIPPED, "x.npy", "200", "50"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

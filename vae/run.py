@@ -326,7 +326,10 @@ class Run:
         arrays = files.read_arrays(self.folder / "prior.npz", "remove it to draw from N(0, I)")
         if arrays is not None and "classes" in arrays:  # an older run: each component has one class
             labels = np.unique(arrays["classes"])
-            arrays |= {"labels": labels, "class_shares": (arrays.pop("classes")[:, None] == labels).astype(np.float32)}
+            arrays |= {
+                "labels": labels,
+                "class_shares": (arrays.pop("classes").reshape(-1, 1) == labels).astype(np.float32),
+            }
         return arrays
 
     def load_reconstructions(self) -> np.ndarray:

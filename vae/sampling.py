@@ -41,10 +41,10 @@ class Mixture:
         Raises UserError where the mixture does not know the label.
         """
         column = self.labels == label
-        if not column.any():
+        weights = self.weights * self.class_shares[:, column].sum(axis=1)
+        if not weights.any():
             known = f"knows only {', '.join(map(str, self.labels[:20]))}" if len(self.labels) else "has no labels"
             raise UserError(f"--digit {label}: this run {known}; draw without --digit")
-        weights = self.weights * self.class_shares[:, column][:, 0]
         z = self.draw(rng, count, scale, weights)
         unsure = np.arange(count)
         for _ in range(ROUNDS):
@@ -118,7 +118,7 @@ def _fit_class(codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np
 
 def read_mixture(arrays: dict[str, np.ndarray], latent_dim: int) -> Mixture:
     """Return the mixture in the arrays of prior.npz; UserError where they are not one for this decoder."""
-    if len(arrays.get("weights", ())) > MAX_COMPONENTS:
+    if arrays.get("weights", np.empty(0)).size > MAX_COMPONENTS:
         raise UserError(f"prior.npz: it has more than {MAX_COMPONENTS:,} components; draw with --sampler prior")
     try:
         with np.errstate(over="ignore"):  # what becomes infinite is found below
