@@ -19,7 +19,7 @@ import tempfile
 import time
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,6 @@ SLOWDOWN = 0.15  # seconds by which a step of a write is slowed down at most, so
 INTERRUPTIONS = 10  # of each signal
 PROMPT = 2  # seconds in which a signal must end training
 TIMEOUT = 1800  # seconds that a script may take
-WATCHING = 0.01  # seconds between two looks at a script
 HEAVY = ["keras", "tensorflow", "matplotlib.figure", "sklearn.mixture", "sklearn.datasets"]
 PROCESSES = multiprocessing.get_context("forkserver")
 
@@ -56,6 +55,7 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(parts), help="a single part (default: all)")
     options = parser.parse_args()
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}  # as the scripts have them
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it would tell of what killed processes left
     PROCESSES.set_forkserver_preload(HEAVY)
     print(f"`{shlex.join(['python', 'benchmarks/reliability.py', *sys.argv[1:]])}`, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +103,7 @@ class Script:
         while self._process.is_alive() and not is_reached():
             if time.monotonic() > self._latest:
                 raise UserError(f"a script did not end within {TIMEOUT} s; its last line: {self.last_line}")
-            time.sleep(WATCHING)
+            time.sleep(0.01)
 
     def wait_for_training(self) -> None:
         """Wait until training has started or is resumed."""
@@ -151,23 +151,19 @@ def train(runs: Path, *arguments: str | Path) -> None:
 # What a run has saved
 
 
-def read_result(folder: Path) -> tuple[list[list[str]], dict[str, np.ndarray]]:
-    """Return the history without its times, and all weights and the optimizer's arrays."""
+def read_result(folder: Path) -> dict[str, np.ndarray]:
+    """Return the history without its times, all weights and the optimizer's arrays, by name."""
     with open(folder / "history.csv", newline="") as file:
-        rows = [row[:-2] for row in csv.reader(file)]
+        history = np.array([row[:-2] for row in csv.reader(file)])
     with np.load(folder / "training_state.npz") as state:
-        return rows, {name: state[name] for name in state.files if name.startswith("variable")}
+        return {"history": history} | {name: state[name] for name in state.files if name.startswith("variable")}
 
 
-def find_difference(first: Path, second: Path) -> str | None:
-    """Say in what two runs differ, bit for bit; None where they do not."""
-    (rows, arrays), (other_rows, other_arrays) = read_result(first), read_result(second)
-    if rows != other_rows:
-        return f"{first.name}: another history"
-    if arrays.keys() != other_arrays.keys():
-        return f"{first.name}: other arrays"
-    differing = [name for name, array in arrays.items() if array.tobytes() != other_arrays[name].tobytes()]
-    return f"{first.name}: {', '.join(differing)}" if differing else None
+def find_differences(first: Path, second: Path) -> list[str]:
+    """Return the names of the results that differ between two runs, in any bit."""
+    results = read_result(first), read_result(second)
+    contents = [{name: array.tobytes() for name, array in result.items()} for result in results]
+    return sorted(name for name in {**results[0], **results[1]} if contents[0].get(name) != contents[1].get(name))
 
 
 def find_damaged(folder: Path) -> list[str]:
@@ -182,9 +178,7 @@ def is_whole(path: Path) -> bool:
             with zipfile.ZipFile(path) as archive:
                 return archive.testzip() is None
         if path.suffix == ".png":
-            with Image.open(path) as image:
-                image.load()
-            return True
+            return Image.open(path).verify() is None
         if path.suffix == ".csv":
             with open(path, newline="") as file:
                 epochs = [int(row["epoch"]) for row in csv.DictReader(file, strict=True) if None not in row.values()]
@@ -208,32 +202,30 @@ def report_resume(options: Namespace, runs: Path, rng: np.random.Generator) -> N
     """Train the whole network on MNIST, kill it twice and resume it, and compare it with a run without a break."""
     arguments = [*FULL, *(["--data", options.data] if options.data else [])]
     train(runs, *arguments, "--name", "whole")
-    with open(runs / "whole" / "history.csv", newline="") as file:
-        *_, last = csv.DictReader(file)
     script = Script(runs, "main", *arguments, "--name", "broken")
     killed_in = []
     for epoch in (1, 2):
         script.wait_for(lambda script=script, epoch=epoch: f"|--- Epoch: {epoch}/" in script.text)
-        time.sleep(rng.uniform(0, float(last["seconds"])))
+        with open(runs / "broken" / "history.csv", newline="") as file:
+            *_, last = csv.DictReader(file)
+        time.sleep(rng.uniform(0, float(last["seconds"])))  # the next epoch takes as long
         script.send(signal.SIGKILL)
         if script.wait() != -signal.SIGKILL:
             raise UserError(f"the run ended before it was killed; its last line: {script.last_line}")
         killed_in.append(1 + read_config(runs / "broken")["epochs_done"])
         script = Script(runs, "main", "--resume", runs / "broken")
     if script.wait() != 0:
-        lost.append(f"resumed at full size: {script.last_line}")
-        return
-    difference = find_difference(runs / "broken", runs / "whole")
-    if difference:
-        lost.append(f"resumed at full size: {difference}")
-    _, arrays = read_result(runs / "whole")
+        raise UserError(f"the resumed run failed: {script.last_line}")
+    differences = find_differences(runs / "broken", runs / "whole")
+    lost.extend(f"resumed at full size: {name} differs" for name in differences)
+    arrays = read_result(runs / "whole")
+    del arrays["history"]
     numbers = sum(array.size for array in arrays.values())
     text = f"""
-        `python main.py {shlex.join(FULL)}` trained on MNIST, with dropout, fresh binary pixels and the learning-rate
-        schedule. It was killed (SIGKILL) at random moments and resumed each time. The result is compared, bit for bit,
-        with a run without a break: the history, and {len(arrays)} arrays ({numbers:,} numbers: the weights of encoder
-        and decoder, and the optimizer's own)."""
-    row = [" and ".join(map(str, killed_in)), difference or "nothing"]
+        `python main.py {shlex.join(FULL)}` on MNIST was killed (SIGKILL) at random moments and resumed each time. The
+        result is compared, bit for bit, with a run without a break: the history, and {len(arrays)} arrays
+        ({numbers:,} numbers: the weights of encoder and decoder, and the optimizer's own)."""
+    row = [" and ".join(map(str, killed_in)), ", ".join(differences) or "nothing"]
     print_section("Killed and resumed at full size", text, ["killed in epochs", "what differs"], [row])
 
 
@@ -246,72 +238,59 @@ def report_kills(options: Namespace, runs: Path, rng: np.random.Generator) -> No
     slow.wait_for_training()
     began = time.monotonic()
     slow.wait()
-    kills = Kills(options.kills, rng, time.monotonic() - began)
+    span = time.monotonic() - began  # seconds of training in which the kills come
+
+    counts = dict.fromkeys(("kills", "while a file was half written", "before the first epoch was complete"), 0)
     ended = dict.fromkeys(KINDS, 0)
-    name = "slow"
-    while kills.counts["kills"] < kills.wanted and not lost:
-        kind = KINDS[sum(ended.values()) % len(KINDS)]
-        if kind == "new":
-            name = f"run-{sum(ended.values())}"
-        first = ["--resume", runs / name, "--epochs", "5"] if kind == "trained further" else [*SHORT, "--name", name]
-        if kind == "overwriting a finished one":
-            first.append("--overwrite")
-        ended[kind] += kill_until_it_ends(runs, name, first, kills)
+
+    def draw_moments() -> Iterator[float]:
+        while counts["kills"] < options.kills and not lost:
+            yield rng.uniform(0, span)
+
+    for number in itertools.count():
+        kind = KINDS[number % len(KINDS)]
+        folder = runs / f"run-{number // len(KINDS)}"
+        first = ["--resume", folder, "--epochs", "5"] if kind == KINDS[2] else [*SHORT, "--name", folder.name]
+        first += ["--overwrite"] if kind == KINDS[1] else []
+        if not kill_until_it_ends(folder, first, draw_moments(), counts):
+            break
+        ended[kind] += 1
     text = f"""
-        `python main.py {shlex.join(SHORT)}` was killed (SIGKILL) at a random moment of its training, resumed, and
-        killed again, until it ended: a new run, then one that overwrites it, then that one trained for one more epoch,
-        and so on. Each step of a write was slowed down by up to {SLOWDOWN} s. After each kill every file was checked,
-        and `generator.py` and `evaluate.py` ran on the run that had finished last. Each run that ended was compared
-        with one that was never killed: history, weights and optimizer, bit for bit."""
-    rows = [*kills.counts.items(), *((f"runs finished: {kind}", count) for kind, count in ended.items())]
+        `python main.py {shlex.join(SHORT)}` was killed (SIGKILL) at random moments and resumed until it ended: a new
+        run, one that overwrites it, then that one trained for one more epoch, and so on. Each step of a write was
+        slowed down by up to {SLOWDOWN} s. After each kill every file was checked, and a run was drawn from and
+        measured. Each run that ended is compared, bit for bit, with one that was never killed."""
+    rows = [*counts.items(), *((f"runs finished: {kind}", count) for kind, count in ended.items())]
     print_section("Killed at random moments", text, ["what", "how many"], rows)
 
 
-class Kills:
-    """How many kills are `wanted`, how many there were, and their moments within `span` seconds of training."""
-
-    def __init__(self, wanted: int, rng: np.random.Generator, span: float):
-        self.wanted = wanted
-        self.counts = {"kills": 0, "while a file was half written": 0, "before the first epoch was complete": 0}
-        self._rng = rng
-        self._span = span
-
-    def kill(self, script: Script) -> int:
-        """Kill a script at a random moment of its training. Return its exit status; it may have ended before."""
-        script.wait_for_training()
-        moment = time.monotonic() + self._rng.uniform(0, self._span)
-        script.wait_for(lambda: time.monotonic() > moment)
-        script.send(signal.SIGKILL)
-        return script.wait()
-
-    def count(self, folder: Path, epochs_done: int) -> None:
-        """Count a kill that left this folder."""
-        self.counts["kills"] += 1
-        self.counts["while a file was half written"] += any(re.match(r"\.\d+-", name) for name in os.listdir(folder))
-        self.counts["before the first epoch was complete"] += epochs_done == 0
-
-
-def kill_until_it_ends(runs: Path, name: str, first: list[str | Path], kills: Kills) -> bool:
-    """Start a run by the arguments `first`, kill and resume it. Say whether it ended within the wanted kills."""
-    path = runs / name / "config.json"
+def kill_until_it_ends(folder: Path, first: list[str | Path], moments: Iterator[float], counts: dict) -> bool:
+    """Start a run by the arguments `first`, kill and resume it. Say whether it ended, or `moments` did first."""
+    path = folder / "config.json"
     before = path.read_text() if path.exists() else None
     arguments = first
-    while kills.counts["kills"] < kills.wanted and not lost:
-        script = Script(runs, "main", *arguments, slow=kills.counts["kills"])
-        status = kills.kill(script)
-        config = read_config(runs / name)
+    for seconds in moments:
+        script = Script(folder.parent, "main", *arguments, slow=counts["kills"])
+        script.wait_for_training()
+        moment = time.monotonic() + seconds
+        script.wait_for(lambda moment=moment: time.monotonic() > moment)
+        script.send(signal.SIGKILL)
+        status, config = script.wait(), read_config(folder)
         has_ended = config["finished"] is not None and path.read_text() != before
         if status == -signal.SIGKILL:
-            kills.count(runs / name, config["epochs_done"])
+            counts["kills"] += 1
+            counts["while a file was half written"] += any(re.match(r"\.\d+-", name) for name in os.listdir(folder))
+            counts["before the first epoch was complete"] += config["epochs_done"] == 0
         elif status != 0 or not has_ended:
-            lost.append(f"{name}: status {status}: {script.last_line}")
-        check_all(runs, f"after kill {kills.counts['kills']}")
+            lost.append(f"{folder.name}: status {status}: {script.last_line}")
+        check_all(folder.parent, f"after kill {counts['kills']}")
         if has_ended:
             reference = "reference" if config["settings"]["epochs"] == 4 else "longer"
-            lost.extend(filter(None, [find_difference(runs / name, runs / reference)]))
+            differences = find_differences(folder, folder.parent / reference)
+            lost.extend(f"{folder.name}: {name} differs from {reference}" for name in differences)
             return True
         # While the config is that of the finished run that was there before, the new one has nothing to resume.
-        arguments = first if config["finished"] else ["--resume", runs / name]
+        arguments = first if config["finished"] else ["--resume", folder]
     return False
 
 

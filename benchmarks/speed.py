@@ -1,9 +1,9 @@
 """Time training and decoding on the CPU, against plain Keras and PyTorch: python benchmarks/speed.py (see its --help).
 
 All train the same network on the same images with Adam, with the same batch size and on the same cores. Each has a
-process of its own. It compiles and warms up first. Then they take turns: round 1 of each, round 2 of each, and so on;
-while one runs, the others sleep. "Times faster" is computed within each round, and its median is printed. So a slow
-minute of the machine changes it little.
+process of its own. It runs one round first, to compile and to warm up. Then they take turns: round 1 of each, round 2
+of each, and so on; while one runs, the others sleep. "Times faster" is computed within each round, and its median is
+printed. So a slow minute of the machine changes it little.
 
 The peak is the highest rate of a float32 matrix product on these cores, in TensorFlow or in PyTorch. The share of the
 peak is the multiply-adds a second that the network needs, divided by the peak.
@@ -43,7 +43,6 @@ from vae import data, settings, terminal
 from vae.terminal import UserError
 
 IMAGES_A_ROUND = 24_000
-WARMUP = 4000  # images that everybody trains on before round 1
 DECODED = 20_000  # images in a round of decoding
 PEAK_SIZES = (1024, 1536, 2048, 3072)  # rows and columns of square matrices
 PEAK_REPEATS = 5
@@ -67,11 +66,6 @@ class Job:
         """Return random images (n, 28, 28), bytes. What the pixels show does not change the speed."""
         return np.random.default_rng(0).integers(0, 256, (self.images, 28, 28), np.uint8)
 
-    @property
-    def warmup(self) -> int:
-        """How many of the images to warm up with: whole batches."""
-        return min(self.images, math.ceil(WARMUP / self.options.batch_size) * self.options.batch_size)
-
 
 def main() -> None:
     """Command line -> contestants -> rounds in turn -> table."""
@@ -82,9 +76,8 @@ def main() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     own = settings.complete({"network": options.network})
     images = (options.steps or max(1, IMAGES_A_ROUND // own.batch_size)) * own.batch_size
-    packages = ["tensorflow", "keras", *(["torch"] if compares_torch else [])]
-    print(f"{describe_machine()}; {', '.join(f'{name} {version(name)}' for name in packages)}")
-    print(f"{options.rounds} rounds of {images:,} images each", flush=True)
+    versions = [f"{name} {version(name)}" for name in ("tensorflow", "keras", *(["torch"] if compares_torch else []))]
+    print("; ".join([describe_machine(), *versions, f"{options.rounds} rounds of {images:,} images each"]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(own, images, Path(folder, "reference.npz"))
         with ProcessPoolExecutor(1, PROCESSES) as pool:
@@ -107,12 +100,10 @@ def parse() -> Namespace:
 
 def describe_machine() -> str:
     """Return the cores that are used and, where the system tells, how busy they were."""
-    try:
-        name = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
-    except (OSError, TypeError):
-        name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return f"{count_cores()} cores ({name}){load}"
+    return f"cores: {count_cores()} ({found[1] if found else platform.machine()}){load}"
 
 
 def count_cores() -> int:
@@ -123,27 +114,17 @@ def count_cores() -> int:
 # The processes: a contestant is a pool of one, which sleeps between its rounds
 
 
-def start(prepare: Callable, job: Job) -> ProcessPoolExecutor:
-    """Start a process, and let it get ready and warm. Raises what `prepare` raises."""
-    pool = ProcessPoolExecutor(1, PROCESSES, silence)
-    try:
-        pool.submit(keep_round, prepare, job).result()
-    except BaseException:
-        pool.shutdown()
-        raise
-    return pool
-
-
 def silence() -> None:
-    """Let the main process alone hear Ctrl-C, and print to standard output, where libraries would print, too."""
+    """In a contestant's process: ignore Ctrl-C, and let libraries print to standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
 
 
 def keep_round(prepare: Callable, job: Job) -> None:
-    """In the contestant's process: prepare it."""
+    """In the contestant's process: prepare it, and run a round to compile and to warm up."""
     global run_prepared
     run_prepared = prepare(job)
+    run_prepared()
 
 
 def run_round() -> float:
@@ -172,8 +153,10 @@ def take_turns(contestants: dict[str, Callable], job: Job, rounds: int) -> dict[
         pools = {}
         for name, prepare in contestants.items():
             say(f"{name}: starting")
+            pool = stack.enter_context(ProcessPoolExecutor(1, PROCESSES, silence))
             try:
-                pools[name] = stack.enter_context(start(prepare, job))
+                pool.submit(keep_round, prepare, job).result()
+                pools[name] = pool
             except Exception as error:
                 if "compiled" not in name:
                     raise
@@ -201,13 +184,8 @@ def prepare_project(job: Job) -> Callable[[], float]:
     from vae.batches import Batches
     from vae.callbacks import Reseed
 
-    def train(images: np.ndarray) -> float:
-        batches = Batches(images, job.options.batch_size, seed=0, shuffle=True)
-        return time_fit(vae, len(images), x=batches, shuffle=False, callbacks=[Reseed(batches, 0)])
-
-    images = job.make_images()
-    train(images[: job.warmup])
-    return partial(train, images)
+    batches = Batches(job.make_images(), job.options.batch_size, seed=0, shuffle=True)
+    return partial(time_fit, vae, job.images, x=batches, shuffle=False, callbacks=[Reseed(batches, seed=0)])
 
 
 def build_vae(job: Job):
@@ -227,13 +205,8 @@ def prepare_plain_keras(job: Job) -> Callable[[], float]:
     options = job.options
     vae = VAE(*settings.NETWORKS[options.network].build((28, 28), options.hidden_dim, options.latent_dim))
     vae.compile(keras.optimizers.Adam(options.learning_rate))
-
-    def train(images: np.ndarray) -> float:
-        return time_fit(vae, len(images), x=images, batch_size=options.batch_size)
-
     images = data.to_pixels(job.make_images())
-    train(images[: job.warmup])
-    return partial(train, images)
+    return partial(time_fit, vae, job.images, x=images, batch_size=options.batch_size)
 
 
 def time_fit(vae, count: int, callbacks: list | tuple = (), **arguments) -> float:
@@ -260,17 +233,16 @@ def prepare_torch(job: Job, compiles: bool, channels_last: bool) -> Callable[[],
     step = torch.compile(vae) if compiles else vae
     images = torch.from_numpy(data.to_pixels(job.make_images()))
 
-    def train(count: int) -> float:
+    def train() -> float:
         began = time.perf_counter()
-        for chosen in torch.randperm(count).split(job.options.batch_size):
+        for chosen in torch.randperm(job.images).split(job.options.batch_size):
             _, loss = step(images[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return count / (time.perf_counter() - began)
+        return job.images / (time.perf_counter() - began)
 
-    train(job.warmup)
-    return partial(train, len(images))
+    return train
 
 
 def build_torch_vae(job: Job, channels_last: bool):
@@ -318,7 +290,8 @@ def build_torch_vae(job: Job, channels_last: bool):
     with torch.inference_mode():
         logits, loss = vae(arrays["images"], arrays["epsilon"])
     vae.train()
-    if (logits - arrays["logits"]).abs().max() > TOLERANCE or (loss - arrays["loss"]).abs() > TOLERANCE:
+    differences = (logits - arrays["logits"]).abs().max(), (loss - arrays["loss"]).abs()
+    if not max(differences) <= TOLERANCE:
         raise ValueError("PyTorch computes other logits, or another loss, than Keras")
     return vae
 
@@ -354,8 +327,7 @@ def write_reference(job: Job) -> tuple[int, int]:
     weights = {f"{layer.name}_{i}": array for layer in layers for i, array in enumerate(layer.get_weights())}
     np.savez(job.reference, images=images, epsilon=epsilon, logits=logits, loss=loss, **weights)
 
-    # Backward, the gradients of a layer's weights and of its input cost a forward pass each. Nobody needs the gradient
-    # of the image.
+    # Backward, the gradients of weights and of inputs cost a forward pass each. The image needs no gradient.
     unneeded = 28 * math.prod(vae.encoder.get_layer("lstm").weights[0].shape)
     return 3 * sum(map(count_products, layers)) - unneeded, sum(map(count_products, vae.decoder.layers))
 
@@ -384,7 +356,6 @@ def prepare_decoding(job: Job) -> Callable[[], float]:
             pass
         return DECODED / (time.perf_counter() - began)
 
-    decode()
     return decode
 
 
@@ -407,7 +378,6 @@ def prepare_products(job: Job, framework: str) -> Callable[[], float]:
                 best = max(best, size**3 / (time.perf_counter() - began))
         return best
 
-    multiply()
     return multiply
 
 
@@ -421,10 +391,8 @@ def print_results(rates: dict[str, list[float]], options: Namespace, products: t
     listed = ", ".join(f"{2 * rate / 1e9:,.0f} GFLOP/s by {name}" for name, rate in peaks.items())
     print(f"\nThe peak (float32; a multiply-add is 2 FLOP): {listed}.")
     decoding = rates.pop(DECODING)
-    print(
-        f"generator.py decodes {summarise(decoding)} images a second, {share_of(peak, decoding, products[1])} of the "
-        f"peak ({products[1]:,} multiply-adds an image)."
-    )
+    print(f"generator.py decodes {summarise(decoding)} images a second ({products[1]:,} multiply-adds an image).")
+    print(f"This is {share_of(peak, decoding, products[1])} of the peak.")
     command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
     print(f"\n**Training `{options.network}`, batches of {options.batch_size}** (`{command}`)\n")
     print(f"| trained by | images a second | {OURS} is faster, times | share of the peak |\n|---|---|---|---|")

@@ -67,31 +67,11 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
     assert sorted(os.listdir(tmp_path)) == ["a folder", "file"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_refused(tmp_path):
-    tmp_path.chmod(0o500)
-    assert "Permission denied" in refuse(write, tmp_path / "a.txt")
-    tmp_path.chmod(0o700)
-    assert os.listdir(tmp_path) == []
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
 def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "no plain file" in refuse(write, tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
-
-
-def test_images_are_written_in_batches(tmp_path):
-    images = np.random.default_rng(0).random((7, 4, 4), np.float32)
-    for dtype, compression in (("<f4", zipfile.ZIP_STORED), ("|u1", zipfile.ZIP_DEFLATED)):
-        wanted = images if dtype == "<f4" else (255 * images).round()
-        with files.write_images(tmp_path / "a.npz", images.shape, dtype, compression) as add:
-            add(wanted[:5])
-            add(wanted[5:])
-        found = np.load(tmp_path / "a.npz")["images"]
-        assert found.dtype == np.dtype(dtype)
-        np.testing.assert_array_equal(found, wanted)
 
 
 # Arrays and JSON
@@ -108,29 +88,36 @@ def test_arrays_are_read_and_a_missing_file_is_none(tmp_path):
     assert read_arrays(tmp_path / "missing.npz") is None
 
 
-NO_NUMBERS = {"texts": np.array(["a"]), "truths": np.ones(2, bool), "complex": np.ones(2, complex)}
+def to_zip(**members: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return content.getvalue()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"\x93NUMPY", b"prior"])
-def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
+def to_npz(array: list) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, a=array)
+    return content.getvalue()
+
+
+NO_ARRAYS = {
+    "nothing": b"",
+    "half an archive": b"PK\3\4",
+    "a text": to_zip(readme=b"hello"),
+    "strings": to_npz(["a text"]),
+    "truth values": to_npz([True]),
+    "complex numbers": to_npz([1j]),
+    "a header without end": to_zip(a=b"\x93NUMPY\2\0" + (2**28).to_bytes(4, "little") + b" " * 2**20),  # it took 3 GiB
+}
+
+
+@pytest.mark.parametrize("content", NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_what_is_no_archive_of_numbers_is_refused(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    if content[:4] == b"PK\5\6":
-        assert read_arrays(tmp_path / "a.npz") == {}  # an archive without members
-    else:
-        message = refuse(read_arrays, tmp_path / "a.npz")
-        assert str(tmp_path / "a.npz") in message and message.endswith("; remedy")
-
-
-@pytest.mark.parametrize("name", NO_NUMBERS)
-def test_arrays_of_other_things_than_numbers_are_refused(tmp_path, name):
-    np.savez(tmp_path / "a.npz", a=NO_NUMBERS[name])
-    assert "other things than numbers" in refuse(read_arrays, tmp_path / "a.npz")
-
-
-def test_a_member_that_is_no_array_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    assert "other things than numbers" in refuse(read_arrays, tmp_path / "a.npz")
+    message = refuse(read_arrays, tmp_path / "a.npz")
+    assert str(tmp_path / "a.npz") in message and message.endswith("; remedy")
 
 
 def test_pickle_is_never_read(tmp_path):
@@ -145,31 +132,19 @@ def test_pickle_is_never_read(tmp_path):
     assert (tmp_path / "sprung").exists()  # the trap does work
 
 
-@pytest.mark.parametrize("compression", ["deflated", "lzma", "bzip2"])
-def test_an_archive_that_unpacks_to_more_than_the_limit_is_refused(tmp_path, monkeypatch, compression):
-    """Also in a way of compression in which a limit would be hard to hold."""
+@pytest.mark.parametrize(
+    "method, size, words",
+    [
+        (zipfile.ZIP_DEFLATED, 2**20 + 1, "too large"),
+        *((method, 9, "unusual way") for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2)),
+    ],
+)
+def test_an_archive_that_unpacks_to_more_than_the_limit_is_refused(tmp_path, monkeypatch, method, size, words):
+    """Also one that is compressed in a way in which a limit would be hard to hold."""
     monkeypatch.setattr(files, "LARGEST_ARRAYS", 2**20)
-    method = {"deflated": zipfile.ZIP_DEFLATED, "lzma": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2}[compression]
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
-        archive.writestr("a.npy", bytes(2**20 + 1 if compression == "deflated" else 10))
-    words = "too large" if compression == "deflated" else "compressed in an unusual way"
+        archive.writestr("a.npy", bytes(size))
     assert words in refuse(read_arrays, tmp_path / "a.npz")
-
-
-def test_an_array_s_header_without_end_is_not_read(tmp_path):
-    """A GiB of header took 3 GiB, though the array that it belonged to was none."""
-    header = b"\x93NUMPY\2\0" + (2**28).to_bytes(4, "little")
-    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr("a.npy", header + b" " * 2**26)
-    assert "cannot be read" in refuse(read_arrays, tmp_path / "a.npz")
-
-
-def make_pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def link_to_device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
 
 
 def make_sparse(path: Path) -> None:
@@ -177,25 +152,17 @@ def make_sparse(path: Path) -> None:
         file.truncate(6 * 2**30)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no such files")
-@pytest.mark.parametrize("make", [make_pipe, link_to_device, make_sparse, Path.mkdir])
+PLACES = {"six GiB": make_sparse, "a folder": Path.mkdir}
+if os.name == "posix":
+    PLACES |= {"a pipe": os.mkfifo, "/dev/zero": lambda path: path.symlink_to("/dev/zero")}
+
+
+@pytest.mark.parametrize("make", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize("read", [files.read_json, read_arrays])
 def test_what_has_no_end_is_not_read(tmp_path, read, make):
     """A pipe made the reader wait for ever, and a device filled the memory."""
     make(tmp_path / "a")
     assert str(tmp_path / "a") in refuse(read, tmp_path / "a")
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 10_000, b" " * 2**20 + b"{}"])
-def test_what_is_not_json_is_refused(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
-    assert str(tmp_path / "a.json") in refuse(files.read_json, tmp_path / "a.json")
-
-
-def test_json_is_read_as_it_was_written(tmp_path):
-    content = {"a": [1, 2.5, None, "ä数"], "b": {"c": True}}
-    files.write_json(tmp_path / "a.json", content)
-    assert files.read_json(tmp_path / "a.json") == content
 
 
 # Models
@@ -224,13 +191,13 @@ def load(path: Path):
     return files.load_model(path, (None,), [(None, None)])
 
 
-def edit(path: Path, change=lambda config: None, **members: bytes | str) -> None:
+def edit(path: Path, change=lambda config: None, compression: int = 0, **members: bytes | str) -> None:
     """Rewrite a `.keras` archive, with its config changed, and with some other members."""
     with zipfile.ZipFile(path) as source:
         contents = {name: source.read(name) for name in source.namelist()}
     config = json.loads(contents["config.json"])
     change(config)
-    with zipfile.ZipFile(path, "w") as target:
+    with zipfile.ZipFile(path, "w", compression) as target:
         for name, content in (contents | {"config.json": json.dumps(config)} | members).items():
             target.writestr(name, content)
 
@@ -270,37 +237,21 @@ def test_the_shapes_are_checked(decoder, plain_keras):
 HARMS = {
     "empty": lambda content: b"",
     "an empty archive": lambda content: b"PK\5\6" + bytes(18),
-    "cut in the middle": lambda content: content[: len(content) // 2],
     "its end cut": lambda content: content[:-1],
-    "random": lambda content: np.random.default_rng(0).bytes(len(content)),
     "harmed in the middle": lambda content: content[:9000] + bytes(9000) + content[18000:],
+    "an archive of other things": lambda content: to_zip(readme=b"hello"),
 }
 
 
-@pytest.mark.parametrize("half", ["encoder", "decoder"])
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
-def test_a_harmed_model_is_refused_and_not_changed(decoder, half, harm):
-    path = decoder.with_name(f"{half}.keras")
-    path.write_bytes(harm(path.read_bytes()))
-    before = snapshot(path.parent)
-    message = refuse(load, path)
-    assert str(path) in message and "cannot be restored" in message and "--checkpoint" in message
-    assert snapshot(path.parent) == before
-
-
-def test_a_missing_model_is_refused(decoder):
+def test_a_harmed_or_missing_model_is_refused_and_not_changed(decoder, harm):
+    decoder.write_bytes(harm(decoder.read_bytes()))
+    before = snapshot(decoder.parent)
+    message = refuse(load, decoder)
+    assert f"{decoder} cannot be restored: " in message and "--checkpoint" in message
+    assert snapshot(decoder.parent) == before
     decoder.unlink()
     assert f"{decoder} is missing" in refuse(load, decoder)
-    decoder.mkdir()
-    assert f"{decoder} is missing" in refuse(load, decoder)
-
-
-def test_an_archive_of_other_things_is_refused(decoder):
-    edit(decoder, **{"config.json": "5", "model.weights.h5": "5"})
-    assert "cannot be restored" in refuse(load, decoder)
-    with zipfile.ZipFile(decoder, "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    assert "not a Keras archive" in refuse(load, decoder)
 
 
 BOMBS = {  # with a fourth member, Keras would unpack the whole archive into a temporary folder
@@ -322,11 +273,7 @@ def test_the_members_of_an_archive_are_bounded(decoder, members, monkeypatch):
 
 def test_a_compressed_archive_is_refused(decoder):
     """Keras does not compress. A small file could become large in memory."""
-    with zipfile.ZipFile(decoder) as source:
-        contents = {name: source.read(name) for name in source.namelist()}
-    with zipfile.ZipFile(decoder, "w", zipfile.ZIP_DEFLATED) as target:
-        for name, content in contents.items():
-            target.writestr(name, content)
+    edit(decoder, compression=zipfile.ZIP_DEFLATED)
     assert "not a Keras archive" in refuse(load, decoder)
 
 
@@ -375,16 +322,11 @@ def test_a_lambda_layer_is_not_run(decoder, plain_keras, tmp_path):
 
 
 @pytest.mark.parametrize("module", ["os", "subprocess", "kerasx.layers", "keras_hub.layers", "model"])
-def test_a_model_that_names_code_outside_keras_is_refused(decoder, module):
-    edit(decoder, lambda config: first_dense(config).update(module=module))
+def test_a_model_that_names_code_outside_keras_is_refused_however_deep(decoder, module):
+    trap = {"module": module, "class_name": "Path", "config": {}, "registered_name": None}
+    edit(decoder, lambda config: first_dense(config)["config"].update(kernel_initializer=[trap]))
     message = refuse(load, decoder)
     assert "outside Keras" in message and module in message
-
-
-def test_foreign_code_is_found_however_deep(decoder):
-    trap = {"module": "pathlib", "class_name": "Path", "config": {"arg": 1}, "registered_name": None}
-    edit(decoder, lambda config: first_dense(config)["config"].update(kernel_initializer=[trap]))
-    assert "pathlib" in refuse(load, decoder)
 
 
 def test_a_model_of_another_keras_is_loaded_or_it_is_said_what_to_install(decoder):

@@ -204,11 +204,12 @@ def test_the_kl_to_a_mixture_is_the_integral_on_average():
 
 
 def test_z_is_drawn_from_the_posterior():
-    z = draws(transparent(1.5, 2)(np.zeros((20_000, *SIDES), np.float32))).ravel()
+    vae, images = transparent(1.5, 2), np.zeros((20_000, *SIDES), np.float32)
+    z, following = (draws(vae(images)).ravel() for _ in range(2))
     assert z.mean() == pytest.approx(1.5, abs=0.03)
     assert z.std() == pytest.approx(2, abs=0.03)
     assert np.mean(np.abs(z - 1.5) < 2) == pytest.approx(0.6827, abs=0.01)  # within one standard deviation: a normal
-    assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 0.02 and abs(np.corrcoef(z, following)[0, 1]) < 0.02
 
 
 def test_the_reported_losses_are_means_over_all_images(images):

@@ -3,22 +3,19 @@
 Nothing is trained here: `Model` counts epochs instead. tests/test_scripts.py has the same with true networks.
 """
 
-import csv
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, full_disk, refuse, snapshot
+from conftest import ROOT, refuse, snapshot
+from filelock import FileLock
 from PIL import Image
 
 from vae import data, files, run
@@ -94,6 +91,7 @@ def new(**settings) -> Run:
 def epochs_in(folder: Path) -> list[float]:
     """Return what encoder, decoder, history, state and prior (where there is one) say of the epochs they are from."""
     found = [float((folder / f"{half}.keras").read_text()) for half in ("encoder", "decoder")]
+    found.append(len((folder / "history.csv").read_text().splitlines()) - 1)
     state = files.read_arrays(folder / "training_state.npz", "")
     found += [
         len((folder / "history.csv").read_text().splitlines()) - 1,
@@ -181,14 +179,6 @@ def test_an_epoch_is_saved_whole_or_not_at_all(finished, mode, half, monkeypatch
     with one.begin(model, DATASET):
         message = refuse(train_epoch, one, model)
     assert str(finished) in message and "No space left" in message and "free space" in message
-    assert snapshot(finished) == before
-
-
-def test_a_full_disk_leaves_the_old_run(finished):
-    one, model = again("overwrite", finished), Model()
-    before = snapshot(finished)
-    with one.begin(model, DATASET), full_disk(700):  # the models are smaller
-        assert "cannot be written" in refuse(train_epoch, one, model)
     assert snapshot(finished) == before
 
 
@@ -285,64 +275,6 @@ def test_a_kill_between_two_files_leaves_the_old_run_or_one_that_can_be_resumed(
     assert (config["run"] == old) == (mode == "further")
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-import numpy as np
-sys.modules["keras"] = None  # it takes seconds, and is not needed to save
-from vae import run
-
-class Half:
-    weights = []
-    def save(self, path):
-        with open(path, "wb") as file:
-            for _ in range(50):
-                file.write(bytes([len(one.rows) % 256]) * 1000)
-
-settings = run.Run.new({"name": "x" * 50}).settings
-one = run.Run(settings, Path(sys.argv[1]), {"run": "it", "text": "x" * 10_000})
-row = dict.fromkeys(one.make_row([1] * 6, 1, 1), 1.5)
-one.rows = [row] * 100
-class Prior(Half):
-    def to_arrays(self):
-        return {"epochs": np.full(10_000, len(one.rows))}
-
-vae = SimpleNamespace(encoder=Half(), decoder=Half(), prior=Prior(), optimizer=SimpleNamespace(variables=[]))
-print("begun", flush=True)
-while True:
-    one.save_epoch(vae, row)
-"""
-
-
-def test_a_kill_at_any_moment_leaves_whole_files(tmp_path):
-    for delay in np.random.default_rng(8).uniform(0, 0.1, 5):
-        for path in tmp_path.iterdir():
-            path.unlink()
-        process = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE)
-        try:
-            assert process.stdout.readline().strip() == b"begun"
-            while not (tmp_path / "encoder.keras").exists():
-                assert process.poll() is None
-            time.sleep(delay)
-        finally:
-            process.kill()
-            process.communicate()
-        for name in ("encoder.keras", "decoder.keras"):
-            content = (tmp_path / name).read_bytes()
-            assert len(content) == 50_000 and len(set(content)) == 1
-        state = files.read_arrays(tmp_path / "training_state.npz", "")
-        if prior := files.read_arrays(tmp_path / "prior.npz", ""):
-            assert len(np.unique(prior["epochs"])) == 1
-        rows = json.loads(state["history"].tobytes())
-        with open(tmp_path / "history.csv", newline="") as file:
-            lines = list(csv.reader(file))
-        assert {len(line) for line in lines} == {9} and len(rows) in (len(lines) - 1, len(lines))
-        config = json.loads((tmp_path / "config.json").read_text())
-        assert len(config["text"]) == 10_000 and config["epochs_done"] in (len(rows), len(rows) - 1)
-        assert all(name in (*run.EPOCH_FILES, "prior.npz") or name.startswith(".") for name in os.listdir(tmp_path))
-
-
 # Names and folders
 
 
@@ -382,22 +314,14 @@ def test_numbers_go_on_from_the_highest(root):
 
 
 def test_runs_that_begin_together_get_folders_of_their_own(root):
-    barrier, folders = threading.Barrier(4), []
-
     model = Model()
 
-    def begin():
-        barrier.wait()
-        for _ in range(5):
-            with (one := new()).begin(model, DATASET):
-                folders.append(one.folder.name)
+    def begin(_) -> str:
+        with (one := new()).begin(model, DATASET):
+            return one.folder.name
 
-    threads = [threading.Thread(target=begin) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(folders) == [f"standard-tiny-{number:03d}" for number in range(1, 21)]
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(begin, range(20))) == [f"standard-tiny-{number:03d}" for number in range(1, 21)]
 
 
 @pytest.mark.parametrize("name", [None, "mine"])
@@ -438,49 +362,42 @@ def test_the_shipped_model_is_found_where_no_run_has_finished(root):
     assert (Run.find(None).settings.network, Run.find(None).settings.likelihood) == ("standard", "bernoulli")
 
 
-FOREIGN = [b"", b"{", b"[]", b"null", b"5", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}', b'{"format": 2}'] + [
-    json.dumps(CONFIG | changes).encode()
-    for changes in ({"finished": 5}, {"finished": ["3000"]}, {"settings": []}, {"dataset": {"name": 3}})
-]
-
-
-@pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
-def test_other_peoples_folders_do_not_matter(root, content):
-    good = write_config(root / "good", finished="2020")
-    (root / "bad").mkdir()
-    (root / "bad" / "config.json").write_bytes(content)
-    (root / "worse" / "config.json").mkdir(parents=True)
-    (root / "file").write_text("")
-    assert Run.find(None).folder == good
-    assert str(root / "bad" / "config.json") in refuse(Run.find, str(root / "bad"))
-
-
 def test_a_folder_that_is_none_is_refused(root, tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("nowhere", "file"):
         message = refuse(Run.find, str(tmp_path / name))
         assert f"--checkpoint {tmp_path / name}" in message and str(root) in message
         assert f"--resume {tmp_path / name}" in refuse(Run.resume, str(tmp_path / name), {})
+    assert "there is no run in" in refuse(Run.resume, "", {})
 
 
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        ('{"format": 99}', ["format 99", f"reads {run.FORMAT}"]),
-        (json.dumps({"format": ["x\n"] * 10**4}), ["has format"]),  # it was shown in full
-        ("{}", ["format None"]),
-        ("{", ["not JSON", "choose another run"]),
-        (json.dumps(CONFIG | {"settings": {"data": None}}), ["settings binarize", "choose another run"]),
-        (json.dumps(CONFIG | {"settings": {**CONFIG["settings"], "epochs": -1}}), ["epochs cannot be -1"]),
-    ],
-)
-def test_a_config_is_refused_with_the_reason(root, content, words):
-    path = write_config(root / "a") / "config.json"
+BAD_CONFIGS = {
+    "": "not JSON",
+    "{": "not JSON",
+    "[]": "format None",
+    "{}": "format None",
+    '{"format": 99}': f"format 99, and this program reads {run.FORMAT}",
+    json.dumps({"format": ["x\n"] * 10**4}): "has format ['x",  # it was shown in full
+    json.dumps(CONFIG | {"finished": ["3000"]}): "does not say a run's finished",
+    json.dumps(CONFIG | {"settings": []}): "does not say a run's settings",
+    json.dumps(CONFIG | {"settings": {"data": None}}): "does not say a run's settings binarize",
+    json.dumps(CONFIG | {"dataset": {"name": 3, "sha256": "0"}}): "does not say a run's dataset name",
+    json.dumps(CONFIG | {"settings": CONFIG["settings"] | {"epochs": -1}}): "epochs cannot be -1",
+}
+
+
+@pytest.mark.parametrize("content, words", BAD_CONFIGS.items(), ids=BAD_CONFIGS.values())
+def test_a_bad_config_is_refused_with_the_reason_and_does_not_matter_to_others(root, content, words):
+    good = write_config(root / "good", finished="2020")
+    path = write_config(root / "bad") / "config.json"
     path.write_text(content)
-    message = refuse(Run.find, str(path.parent))
-    assert [word for word in [str(path), *words] if word not in message] == []
+    (root / "worse" / "config.json").mkdir(parents=True)
+    (root / "file").write_text("")
+    message = refuse(Run.find, str(root / "bad"))
+    assert str(path) in message and words in message
+    assert Run.find(None).folder == good
     path.unlink()
-    assert "no config.json" in refuse(Run.find, str(path.parent))
+    assert "no config.json" in refuse(Run.find, str(root / "bad"))
 
 
 @pytest.mark.parametrize("end", ["2999-12-31T23:59:59+00:00", "2000", "soon", "9" * 30])
@@ -539,16 +456,17 @@ def test_the_most_active_dimensions(finished):
     assert find(4) == (0, 1)
 
 
-def test_saved_reconstructions_are_loaded_and_nothing_else_is(finished):
-    load, path = Run.find(str(finished)).load_reconstructions, finished / "reconstructions.npz"
-    assert "only a run with --save-reconstructions has it" in refuse(load)
-    np.savez(path, images=IMAGES)
-    np.testing.assert_array_equal(load(), IMAGES)
-    for images in (IMAGES.astype(float), IMAGES[:0], IMAGES[0], IMAGES[:, :0]):
-        np.savez(path, images=images)
-        assert "reconstructions.npz holds no images" in refuse(load)
-    np.savez(path, other=IMAGES)
-    assert "reconstructions.npz holds no images" in refuse(load)
+def test_reconstructions_are_saved_in_the_order_of_the_images_and_nothing_else_is_loaded(finished, capsys):
+    one, seeds = Run.find(str(finished)), []
+    assert "only a run with --save-reconstructions has it" in refuse(one.load_reconstructions)
+    mirror = SimpleNamespace(reseed=lambda *keys: seeds.append(keys), reconstruct=lambda images: images)
+    one.save_reconstructions(mirror, [(IMAGES[:20] / 255,), (IMAGES[20:] / 255,)], IMAGES.shape)
+    np.testing.assert_array_equal(one.load_reconstructions(), IMAGES)
+    assert one.load_reconstructions().dtype == np.uint8 and seeds == [(3, 2)]
+    assert capsys.readouterr().out == f"-> 30 reconstructions are saved in {finished / 'reconstructions.npz'}\n"
+    for name, images in (("images", IMAGES / 2), ("images", IMAGES[:0]), ("images", IMAGES[0]), ("other", IMAGES)):
+        np.savez(finished / "reconstructions.npz", **{name: images})
+        assert "reconstructions.npz holds no images" in refuse(one.load_reconstructions)
 
 
 # Images
@@ -575,9 +493,7 @@ def test_images_are_loaded_and_held_out_by_the_settings(root):
     assert "held out" not in refuse(Run.new({"dataset": "digits", "batch_size": 1501}).load_data)
 
 
-@pytest.fixture
-def own_images(tmp_path, monkeypatch) -> Path:
-    """A run in training on images that were named by a relative path, in a folder that is left afterwards."""
+def test_a_run_knows_where_its_own_images_are(root, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8)
@@ -585,23 +501,15 @@ def own_images(tmp_path, monkeypatch) -> Path:
     np.savez("other.npz", x_train=images ^ 1, x_test=images)
     one = new(data="own.npz", batch_size=5)
     with one.begin(Model(), one.load_data()):
-        pass
+        folder = str(one.folder)
     monkeypatch.chdir(tmp_path)
-    return one.folder
-
-
-def test_a_run_knows_where_its_own_images_are(own_images, tmp_path):
-    assert own_images.name == "standard-own-001"
-    assert len(Run.resume(str(own_images), {}).load_data().train_images) == 10
-    shutil.move(tmp_path / "there" / "own.npz", tmp_path / "moved.npz")
-    assert "no such file" in refuse(Run.resume(str(own_images), {}).load_data)
-    moved = Run.resume(str(own_images), {"data": "moved.npz"})
-    assert len(moved.load_data().train_images) == 10 and moved.settings.data == str(tmp_path / "moved.npz")
-
-
-def test_other_images_are_refused(own_images):
+    assert one.folder.name == "standard-own-001" and len(Run.resume(folder, {}).load_data().train_images) == 10
     for given in ({"data": "there/other.npz"}, {"dataset": "digits"}):
-        assert "other images" in refuse(Run.resume(str(own_images), given).load_data)
+        assert "other images" in refuse(Run.resume(folder, given).load_data)
+    shutil.move("there/own.npz", "moved.npz")
+    assert "no such file" in refuse(Run.resume(folder, {}).load_data)
+    moved = Run.resume(folder, {"data": "moved.npz"})
+    assert len(moved.load_data().train_images) == 10 and moved.settings.data == str(tmp_path / "moved.npz")
 
 
 @pytest.mark.parametrize("warning", ["MNIST is unavailable", None, 5])
@@ -621,11 +529,7 @@ def test_a_resumed_run_has_the_weights_the_optimizer_and_the_history(unfinished,
     with one.begin(model, DATASET):
         assert [float(variable[0]) for variable in run._variables(model)] == [2] * 4
         assert [row["epoch"] for row in one.rows] == [1, 2]
-    printed = capsys.readouterr()
-    assert f"-> Training is resumed after epoch 2 of 2 in {os.path.relpath(unfinished)}" in printed.out.replace(
-        str(unfinished), os.path.relpath(unfinished)
-    )
-    assert printed.err == ""
+    assert capsys.readouterr() == (f"-> Training is resumed after epoch 2 of 2 in {unfinished}.\n", "")
 
 
 def test_a_finished_run_is_trained_further_and_says_so(finished, capsys):
@@ -643,17 +547,13 @@ def test_a_finished_run_is_trained_further_and_says_so(finished, capsys):
 
 
 REFUSED = [
-    {"epochs": 1},
     {"epochs": 1, "importance_samples": 2},
-    {"importance_samples": 2},
-    {"importance_samples": 2, "epochs": 2},
-    {"batch_size": 7},
-    {"learning_rate": 0.5},
+    {"epochs": 2, "importance_samples": 2},
+    {"epochs": 3, "beta": 2.0},
     {"binarize": True},
     {"seed": 0},
     {"name": "other"},
     {"overwrite": True},
-    {"epochs": 3, "beta": 2.0},
 ]
 
 
@@ -674,7 +574,6 @@ def test_an_unfinished_run_has_its_own_number_of_epochs(unfinished):
 
 def test_the_newest_unfinished_run_is_resumed_else_the_one_that_finished_last(root, finished):
     assert Run.resume("", {}).folder == finished
-    assert "no run in" in refuse(Run.resume, "", {}) if not finished.exists() else True
     older, newer = new(name="older"), new(name="newer")
     for one in (older, newer):
         with one.begin(Model(), DATASET):
@@ -713,21 +612,18 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("case", STATES)
-def test_a_state_that_is_not_of_this_run_is_refused(unfinished, case):
-    path, change = unfinished / "training_state.npz", STATES[case]
+@pytest.mark.parametrize("name, value", STATES.values(), ids=STATES)
+def test_a_state_that_is_not_of_this_run_is_refused(unfinished, name, value):
+    path = unfinished / "training_state.npz"
     arrays = files.read_arrays(path, "")
-    rows = json.loads(arrays["history"].tobytes())
-    if case == "missing":
-        path.unlink()
-    elif case == "torn":
-        path.write_bytes(path.read_bytes()[:-100])
+    if isinstance(value, dict):  # a change to every row
+        value = [row | value for row in json.loads(arrays["history"].tobytes())]
+    if name == "history":
+        value = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    if name:
+        np.savez(path, **arrays | {name: value})
     else:
-        if not isinstance(change, dict):
-            if case in ("a huge number", "infinite", "the wrong epoch"):
-                change = [row | {"epoch" if case == "the wrong epoch" else "kl_loss": change} for row in rows]
-            change = {"history": np.frombuffer(json.dumps(change).encode(), np.uint8)}
-        np.savez(path, **arrays | change)
+        path.write_bytes(path.read_bytes()[:-100])
     before, model = snapshot(unfinished), Model()
     message = refuse(Run.resume("", {}).begin(model, DATASET).__enter__)
     assert "training_state.npz" in message and "start a new" in message
@@ -737,6 +633,9 @@ def test_a_state_that_is_not_of_this_run_is_refused(unfinished, case):
 
 def test_a_state_of_another_run_or_backend_is_refused_and_other_versions_are_named(unfinished, capsys):
     config = read_config(unfinished)
+    state = (unfinished / "training_state.npz").rename(unfinished / "elsewhere.npz")
+    assert "has no training_state.npz" in refuse(Run.resume("", {}).begin(Model(), DATASET).__enter__)
+    state.rename(unfinished / "training_state.npz")
     write_config(unfinished, run="another")
     assert "not the state of this run" in refuse(Run.resume("", {}).begin(Model(), DATASET).__enter__)
     write_config(unfinished, run=config["run"], backend="other")
@@ -786,27 +685,14 @@ def test_ctrl_c_before_an_old_run_is_replaced_does_not_name_the_old_one(finished
 # Two processes
 
 
-HOLDER = """
-import sys
-from filelock import FileLock
-with FileLock(sys.argv[1]):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-
-
 def test_two_processes_do_not_train_in_one_folder(unfinished):
-    command = [sys.executable, "-c", HOLDER, unfinished / ".lock"]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout.readline().strip() == b"locked"
-        before = snapshot(unfinished)
+    before = snapshot(unfinished)
+    with FileLock(unfinished / ".lock"):
         for one in (Run.resume(str(unfinished), {}), again("overwrite", unfinished)):
             message = refuse(one.begin(Model(), DATASET).__enter__)
             assert str(unfinished) in message and "another process trains there" in message
-        assert snapshot(unfinished) == before
-    finally:
-        holder.kill()
-        holder.communicate()
-    train(Run.resume(str(unfinished), {}))  # a killed process holds no lock
-    assert read_config(unfinished)["finished"]
+    assert snapshot(unfinished) == before
+    train(Run.resume(str(unfinished), {}))
+    (unfinished / ".lock").unlink()
+    (unfinished / ".lock").mkdir()
+    assert "cannot be written" in refuse(again("further", unfinished).begin(Model(), DATASET).__enter__)

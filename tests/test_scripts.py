@@ -99,28 +99,20 @@ def test_help_says_every_flag_with_its_default_at_once(script):
 )
 def test_what_cannot_be_done_is_said_at_once_in_one_line(command, status, words, root):
     script, *arguments = command.split()
-    assert answer_at_once(script, *arguments)[:2] == (status, "")
-    (line,) = answer_at_once(script, *arguments)[2]
-    assert re.match(f"{script}: {words}", line) and not root.exists()
+    found, text, (line,) = answer_at_once(script, *arguments)
+    assert (found, text) == (status, "") and re.match(f"{script}: {words}", line) and not root.exists()
 
 
 WRONG = [
     "main.py --epochs 0",
-    "main.py --epochs",
-    "main.py --learning-rate ''",
-    "main.py --dataset nonsense",
+    "main.py --learning-rate",
     "main.py --nonsense",
     "main.py nonsense",
     "generator.py --count 1000001",
-    "generator.py --columns -1",
     "generator.py --scale nan",
-    "generator.py --seed nonsense",
-    "generator.py --digit x",
     "generator.py --digit -1",
     "generator.py --digit ²",
     "generator.py --manifold --reconstruct",
-    "generator.py --from elsewhere",
-    "evaluate.py --seed 1.5",
     "evaluate.py --images 0",
     "evaluate.py --jsonl",
 ]
@@ -251,7 +243,7 @@ def test_the_config_of_a_run_says_all_about_it(small_run):
 
 
 def arrays_of(folder: Path) -> dict[str, np.ndarray]:
-    """Return the weights, the optimizer's arrays, both models and the prior of a run, and its history without times."""
+    """Return all that training gave a run: state, models, prior, figures, and the history without times."""
     one = Run.find(str(folder))
     decoder = one.load_decoder()
     prior = vars(one.load_prior(3))
@@ -260,7 +252,8 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     arrays["history"] = np.array([list(row.values())[:-2] for row in history_of(folder)])
     models = [*one.load_encoder(decoder).get_weights(), *decoder.get_weights()]
     arrays |= {f"model {number}": weights for number, weights in enumerate(models)}
-    return arrays
+    figures = ("loss_curves.png", "reconstructions.png", "training_images.png")
+    return arrays | {name: np.asarray(Image.open(folder / name)) for name in figures}
 
 
 def test_a_run_that_is_killed_and_resumed_is_the_run_without_a_break(small_run, run_copy, root, here, monkeypatch):
@@ -512,7 +505,7 @@ def test_latent_vectors_come_from_the_prior_in_batches(run_copy, here, spies, ca
 @pytest.mark.parametrize("flags", [["--digit", "5"], []])
 def test_the_printed_seed_gives_the_same_digits_and_no_seed_gives_others(run_copy, here, capsys, flags):
     def draw(*arguments) -> tuple[np.ndarray, str]:
-        generator.main([*flags, "--count", "9", "--arrays", "a.npz", "--output", "g.png", *arguments])
+        generator.main(["--count", "9", "--arrays", "a.npz", "--output", "g.png", *arguments])
         (seed,) = re.findall(r"seed (\d+)\)", capsys.readouterr().out)
         return np.load("a.npz")["images"], seed
 
@@ -525,10 +518,8 @@ def test_the_printed_seed_gives_the_same_digits_and_no_seed_gives_others(run_cop
     "arguments, rows, columns",
     [
         (["--count", "1"], 1, 1),
-        (["--count", "7"], 3, 3),
         (["--count", "7", "--columns", "5"], 2, 5),
         (["--count", "2", "--columns", "50"], 1, 2),
-        (["--digit", "7"], 10, 10),
         (["--digit", "0123456789"], 10, 10),
         (["--digit", "31", "--columns", "4"], 2, 4),
         (["--digit", "31", "--count", "5"], 2, 3),
@@ -569,6 +560,7 @@ def test_the_vectors_of_each_picture(run_copy, here, spies):
 
 
 def test_reconstructions_are_beside_their_originals(here):
+    """They are decoded from a posterior sample each, so another seed gives others."""
     flags = ["--checkpoint", str(SHIPPED), "--dataset", "digits", "--count", "10000", "--arrays", "a.npz"]
     generator.main(["--reconstruct", *flags])
     pairs = np.load("a.npz")["images"].reshape(297, 2, 28, 28)
