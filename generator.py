@@ -187,7 +187,7 @@ def find_labels(run: Run, prior: sampling.Mixture, options: argparse.Namespace) 
         return [None]
     flag = "--digit" if options.digit else "--label"
     names = run.config["dataset"].get("label_names")
-    known = {str(names[label]) if names else str(label): label for label in prior.labels}
+    known = {str(names[label]) if names else str(label): label for label in prior.drawable_labels}
     if not known:
         raise UserError(f"{flag}: the prior of this run has no labels; draw without {flag}")
     if options.digit and not set(known) <= set("0123456789"):

@@ -127,13 +127,10 @@ def test_a_vector_drawn_for_a_label_is_not_among_other_labels(overlapping):
         assert np.mean(sure >= 0.9) > 0.99 and np.mean(by_chance[:, column] >= 0.9) < 0.8
 
 
-def test_a_label_that_is_never_sure_is_drawn_all_the_same_and_an_unknown_one_is_refused(overlapping):
+def test_a_label_that_is_never_sure_is_drawn_all_the_same(overlapping):
     same = replace(overlapping, means=np.zeros((3, 2)), factors=np.stack([np.eye(2)] * 3))
     assert draw(same, 50, label=0).shape == (50, 2)
-    with pytest.raises(UserError, match="--digit 4: the prior of this run knows only 0, 1; draw without --digit"):
-        draw(overlapping, 5, label=4)
-    with pytest.raises(UserError, match="--digit 1: the prior of this run has no labels"):
-        draw(sampling.make_normal(2), 5, label=1)
+    assert overlapping.drawable_labels.tolist() == [0, 1] and not len(sampling.make_normal(2).drawable_labels)
 
 
 # Reading

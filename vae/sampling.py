@@ -47,14 +47,8 @@ class Mixture:
         return self.means[component] + np.einsum("nij,nj->ni", self.factors[component], epsilon)
 
     def draw_label(self, rng: np.random.Generator, count: int, scale: float, label: int) -> np.ndarray:
-        """Draw latent vectors (count, D) from p(z | label), again where p(label | z) is below 0.9.
-
-        Raises UserError where the prior does not know the label.
-        """
+        """Draw latent vectors (count, D) from p(z | label), again where p(label | z) is below 0.9."""
         column = np.flatnonzero(self.labels == label)
-        if not len(column):
-            known = f"knows only {', '.join(map(str, self.labels[:20]))}" if len(self.labels) else "has no labels"
-            raise UserError(f"--digit {label}: the prior of this run {known}; draw without --digit")
         weights = self.weights * self.class_shares[:, column[0]]
         z = self.draw(rng, count, scale, weights)
         unsure = np.arange(count)
@@ -64,6 +58,11 @@ class Mixture:
                 break
             z[unsure] = self.draw(rng, len(unsure), scale, weights)
         return z
+
+    @property
+    def drawable_labels(self) -> np.ndarray:
+        """The labels that the prior gives any probability."""
+        return self.labels[self.weights @ self.class_shares > 0]
 
     def label_probabilities(self, z: np.ndarray) -> np.ndarray:
         """Return p(label | z) for latent vectors (n, D): (n, C)."""
