@@ -40,7 +40,7 @@ INTERRUPTIONS = 10  # of each signal
 PROMPT = 2  # seconds in which a signal must end training
 TIMEOUT = 1800  # seconds that a script may take
 WATCHING = 0.01  # seconds between two looks at a script
-HEAVY = ["keras", "tensorflow", "matplotlib.figure", "sklearn.mixture", "sklearn.datasets"]
+HEAVY = ["keras", "tensorflow", "matplotlib.figure", "sklearn.datasets"]
 PROCESSES = multiprocessing.get_context("forkserver")
 
 lost: list[str] = []  # what should not have happened, in words
@@ -152,11 +152,14 @@ def train(runs: Path, *arguments: str | Path) -> None:
 
 
 def read_result(folder: Path) -> tuple[list[list[str]], dict[str, np.ndarray]]:
-    """Return the history without its times, and all weights and the optimizer's arrays."""
+    """Return the history without its times, and all weights, the optimizer's arrays and those of the prior."""
     with open(folder / "history.csv", newline="") as file:
         rows = [row[:-2] for row in csv.reader(file)]
-    with np.load(folder / "training_state.npz") as state:
-        return rows, {name: state[name] for name in state.files if name.startswith("variable")}
+    arrays = {}
+    for name in ("training_state.npz", "prior.npz"):
+        with np.load(folder / name) as archive:
+            arrays |= {array: archive[array] for array in archive.files if array not in ("history", "run")}
+    return rows, arrays
 
 
 def find_difference(first: Path, second: Path) -> str | None:
@@ -231,8 +234,8 @@ def report_resume(options: Namespace, runs: Path, rng: np.random.Generator) -> N
     text = f"""
         `python main.py {shlex.join(FULL)}` trained on MNIST, with dropout, fresh binary pixels and the learning-rate
         schedule. It was killed (SIGKILL) at random moments and resumed each time. The result is compared, bit for bit,
-        with a run without a break: the history, and {len(arrays)} arrays ({numbers:,} numbers: the weights of encoder
-        and decoder, and the optimizer's own)."""
+        with a run without a break: the history, and {len(arrays)} arrays ({numbers:,} numbers: the weights of encoder,
+        decoder and prior, the optimizer's own, and `prior.npz`)."""
     row = [" and ".join(map(str, killed_in)), difference or "nothing"]
     print_section("Killed and resumed at full size", text, ["killed in epochs", "what differs"], [row])
 

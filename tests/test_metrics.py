@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from scipy.special import logsumexp
 from scipy.stats import norm
 
