@@ -39,7 +39,7 @@ SLOWDOWN = 0.15  # seconds by which a step of a write is slowed down at most, so
 INTERRUPTIONS = 10  # of each signal
 PROMPT = 2  # seconds in which a signal must end training
 TIMEOUT = 1800  # seconds that a script may take
-HEAVY = ["keras", "tensorflow", "matplotlib.figure", "sklearn.mixture", "sklearn.datasets"]
+HEAVY = ["keras", "tensorflow", "matplotlib.figure", "sklearn.datasets"]
 PROCESSES = multiprocessing.get_context("forkserver")
 
 lost: list[str] = []  # what should not have happened, in words
@@ -152,11 +152,13 @@ def train(runs: Path, *arguments: str | Path) -> None:
 
 
 def read_result(folder: Path) -> dict[str, np.ndarray]:
-    """Return the history without its times, all weights and the optimizer's arrays, by name."""
+    """Return the history without its times, all weights, the optimizer's arrays and those of the prior, by name."""
     with open(folder / "history.csv", newline="") as file:
-        history = np.array([row[:-2] for row in csv.reader(file)])
-    with np.load(folder / "training_state.npz") as state:
-        return {"history": history} | {name: state[name] for name in state.files if name.startswith("variable")}
+        arrays = {"history": np.array([row[:-2] for row in csv.reader(file)])}
+    for name in ("training_state.npz", "prior.npz"):
+        with np.load(folder / name) as archive:
+            arrays |= {array: archive[array] for array in archive.files if array not in ("run", "history")}
+    return arrays
 
 
 def find_differences(first: Path, second: Path) -> list[str]:

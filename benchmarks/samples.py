@@ -48,8 +48,7 @@ def main() -> None:
     sets = {
         "training images": data.to_pixels(dataset.train_images[chosen]),
         "reconstructions of test images": pairs[1::2],
-        "`--sampler prior`": draw(options, options.count, "--sampler", "prior"),
-        "`--sampler mixture`": draw(options, options.count, "--sampler", "mixture"),
+        "drawn from the run's prior": draw(options, options.count),
     }
     print("\n| images | how many | Fréchet distance to the test images | sure | entropy |\n|---|---|---|---|---|")
     for name, images in sets.items():

@@ -1,8 +1,8 @@
 """Time training and decoding on the CPU, against plain Keras and PyTorch: python benchmarks/speed.py (see its --help).
 
-All train the same network on the same images with Adam, with the same batch size and on the same cores. Each has a
-process of its own. It runs one round first, to compile and to warm up. Then they take turns: round 1 of each, round 2
-of each, and so on; while one runs, the others sleep. "Times faster" is computed within each round, and its median is
+All train the same network on the same images with Adam, with the prior N(0, I), the same batch size and on the same
+cores. Each has a process of its own. It compiles and warms up first. Then they take turns: round 1 of each, round 2 of
+each, and so on; while one runs, the others sleep. "Times faster" is computed within each round, and its median is
 printed. So a slow minute of the machine changes it little.
 
 The peak is the highest rate of a float32 matrix product on these cores, in TensorFlow or in PyTorch. The share of the
@@ -74,7 +74,7 @@ def main() -> None:
     if compares_torch and importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch is not installed; pip install -r benchmarks/requirements.txt")
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    own = settings.complete({"network": options.network})
+    own = settings.complete({"network": options.network, "prior": "normal"})
     images = (options.steps or max(1, IMAGES_A_ROUND // own.batch_size)) * own.batch_size
     versions = [f"{name} {version(name)}" for name in ("tensorflow", "keras", *(["torch"] if compares_torch else []))]
     print("; ".join([describe_machine(), *versions, f"{options.rounds} rounds of {images:,} images each"]), flush=True)
@@ -199,11 +199,12 @@ def prepare_plain_keras(job: Job) -> Callable[[], float]:
     """Train the VAE of model.py by Keras's `fit` and Adam, with their defaults: images a second."""
     import keras
 
-    from model import VAE
+    from model import VAE, NormalPrior
 
     keras.utils.set_random_seed(0)
     options = job.options
-    vae = VAE(*settings.NETWORKS[options.network].build((28, 28), options.hidden_dim, options.latent_dim))
+    halves = settings.NETWORKS[options.network].build((28, 28), options.hidden_dim, options.latent_dim)
+    vae = VAE(halves, NormalPrior())
     vae.compile(keras.optimizers.Adam(options.learning_rate))
     images = data.to_pixels(job.make_images())
     return partial(time_fit, vae, job.images, x=images, batch_size=options.batch_size)
@@ -254,10 +255,11 @@ def build_torch_vae(job: Job, channels_last: bool):
     class TorchVAE(nn.Module):
         def __init__(self, hidden_dim: int, latent_dim: int):
             super().__init__()
-            self.lstm = nn.LSTM(28, hidden_dim, batch_first=True)
+            self.lstm_rows = nn.LSTM(28, hidden_dim, batch_first=True)
+            self.lstm_columns = nn.LSTM(28, hidden_dim, batch_first=True)
             self.dropout = nn.Dropout(0.1)
-            self.mean = nn.Linear(28 * hidden_dim, latent_dim)
-            self.log_var = nn.Linear(28 * hidden_dim, latent_dim)
+            self.mean = nn.Linear(2 * 28 * hidden_dim, latent_dim)
+            self.log_var = nn.Linear(2 * 28 * hidden_dim, latent_dim)
             self.dense1 = nn.Linear(latent_dim, 256)
             self.dense2 = nn.Linear(256, 7 * 7 * 64)
             self.tconv1 = nn.ConvTranspose2d(64, 64, 3, padding=1)
@@ -266,7 +268,8 @@ def build_torch_vae(job: Job, channels_last: bool):
 
         def forward(self, images, epsilon=None):
             """Return the logits (n, 28, 28), and the loss in nats per image."""
-            h = self.dropout(self.lstm(images)[0].flatten(1))
+            rows, columns = self.lstm_rows(images)[0], self.lstm_columns(images.transpose(1, 2))[0]
+            h = self.dropout(torch.cat([rows.flatten(1), columns.flatten(1)], dim=1))
             mean, log_var = self.mean(h), self.log_var(h)
             epsilon = torch.randn_like(mean) if epsilon is None else epsilon
             z = mean + torch.exp(0.5 * log_var) * epsilon
@@ -298,9 +301,11 @@ def build_torch_vae(job: Job, channels_last: bool):
 
 def convert_weights(arrays: dict, channels_last: bool) -> dict:
     """Return the weights of the Keras layers in PyTorch's order, under PyTorch's names."""
-    kernel, recurrent, bias = (arrays[f"lstm_{index}"] for index in range(3))
-    lstm = {"weight_ih_l0": kernel.T, "weight_hh_l0": recurrent.T, "bias_ih_l0": bias, "bias_hh_l0": 0 * bias}
-    weights = {f"lstm.{name}": array for name, array in lstm.items()}
+    weights = {}
+    for lstm in ("lstm_rows", "lstm_columns"):
+        kernel, recurrent, bias = (arrays[f"{lstm}_{index}"] for index in range(3))
+        own = {"weight_ih_l0": kernel.T, "weight_hh_l0": recurrent.T, "bias_ih_l0": bias, "bias_hh_l0": 0 * bias}
+        weights |= {f"{lstm}.{name}": array for name, array in own.items()}
     for name in ("mean", "log_var", "dense1", "dense2", "tconv1", "tconv2", "tconv3"):
         kernel = arrays[f"{name}_0"]  # of a convolution: (height, width, out, in)
         weights[f"{name}.weight"] = kernel.T if kernel.ndim == 2 else kernel.permute(3, 2, 0, 1)
@@ -316,19 +321,21 @@ def write_reference(job: Job) -> tuple[int, int]:
     vae = build_vae(job)
     import keras
 
-    from model import kl_loss, logits_of, reconstruction_loss
+    from model import logits_of, reconstruction_loss
 
     images = data.to_pixels(job.make_images()[: job.options.batch_size])
     mean, log_var = vae.encoder(images)
     epsilon = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
     logits = logits_of(vae.decoder)(mean + keras.ops.exp(0.5 * log_var) * epsilon)
-    loss = keras.ops.mean(reconstruction_loss(images, logits) + kl_loss(mean, log_var))
+    loss = keras.ops.mean(reconstruction_loss(images, logits) + vae.prior.kl_loss(mean, log_var, None))
     layers = [*vae.encoder.layers, *vae.decoder.layers]
     weights = {f"{layer.name}_{i}": array for layer in layers for i, array in enumerate(layer.get_weights())}
     np.savez(job.reference, images=images, epsilon=epsilon, logits=logits, loss=loss, **weights)
 
-    # Backward, the gradients of weights and of inputs cost a forward pass each. The image needs no gradient.
-    unneeded = 28 * math.prod(vae.encoder.get_layer("lstm").weights[0].shape)
+    # Backward, the gradients of a layer's weights and of its input cost a forward pass each. Nobody needs the gradient
+    # of the image.
+    lstms = [layer for layer in vae.encoder.layers if isinstance(layer, keras.layers.LSTM)]
+    unneeded = sum(28 * math.prod(layer.weights[0].shape) for layer in lstms)
     return 3 * sum(map(count_products, layers)) - unneeded, sum(map(count_products, vae.decoder.layers))
 
 
