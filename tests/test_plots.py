@@ -135,15 +135,6 @@ def test_originals_are_above_their_reconstructions(count, columns, rows):
 # The latent space
 
 
-def test_labels_on_each_other_are_pushed_apart_and_the_others_stay():
-    places = np.array([[0, 0], [0.1, 0], [0.1, 0.1], [9, 9]])
-    pushed = plots._apart(places, 1.0)
-    gaps = np.linalg.norm(pushed[:, None] - pushed[None, :], axis=2)[np.triu_indices(4, 1)]
-    assert gaps.min() > 0.95
-    np.testing.assert_allclose(pushed[3], [9, 9])
-    assert np.abs(pushed[:3] - places[:3]).max() < 1.2
-
-
 def test_information_is_shown_by_dimension_from_the_largest():
     (axes,) = plots.latent_dimensions(np.array([0.5, 2.0, 0.25]), "what each tells").axes
     assert [bar.get_height() for bar in axes.patches] == [2.0, 0.5, 0.25]

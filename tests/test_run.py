@@ -93,10 +93,7 @@ def epochs_in(folder: Path) -> list[float]:
     found = [float((folder / f"{half}.keras").read_text()) for half in ("encoder", "decoder")]
     found.append(len((folder / "history.csv").read_text().splitlines()) - 1)
     state = files.read_arrays(folder / "training_state.npz", "")
-    found += [
-        len((folder / "history.csv").read_text().splitlines()) - 1,
-        *(state[f"variable_{i:03d}"][0] for i in (0, 3)),
-    ]
+    found += [state["variable_000"][0], state["variable_003"][0]]
     prior = files.read_arrays(folder / "prior.npz", "")
     return found if prior is None else [*found, prior["epochs"][0]]
 
