@@ -137,8 +137,10 @@ def test_a_vector_drawn_for_a_label_is_not_among_other_labels(overlapping):
 def test_a_label_that_is_never_sure_is_drawn_all_the_same_and_an_unknown_one_is_refused(overlapping):
     same = replace(overlapping, means=np.zeros((3, 2)), factors=np.stack([np.eye(2)] * 3))
     assert draw(same, 50, label=0).shape == (50, 2)
-    with pytest.raises(UserError, match="--digit 4: this run knows only 0, 1; draw without --digit"):
-        draw(overlapping, 5, label=4)
+    weightless = replace(overlapping, weights=np.float32([1, 0, 0]))  # no component with a weight has label 1
+    for mixture, label in ((overlapping, 4), (weightless, 1)):
+        with pytest.raises(UserError, match=f"--digit {label}: this run knows only 0, 1; draw without --digit"):
+            draw(mixture, 5, label=label)
 
 
 # Reading
@@ -156,6 +158,7 @@ def test_arrays_that_do_not_fit_are_refused(mixture):
         arrays | {"weights": -mixture.weights},
         arrays | {"weights": mixture.weights / 2},
         arrays | {"weights": np.array(["a"])},
+        arrays | {"weights": np.float32(1)},
         arrays | {"weights": mixture.weights[:0], "means": mixture.means[:0], "factors": mixture.factors[:0]},
         arrays | {"means": np.full(mixture.means.shape, 1e300)},
         arrays | {"factors": np.full_like(mixture.factors, np.nan)},
