@@ -1,7 +1,7 @@
 """Kill training, interrupt it, resume it, and see what is lost: python benchmarks/reliability.py (see its --help).
 
-It prints a report in Markdown, and ends with status 1 where anything was lost. It needs Linux or macOS: one process
-imports the heavy libraries once, and each script runs in a fork of it, so that hundreds of starts take little time.
+It prints a report in Markdown, and ends with status 1 where anything was lost. It needs Linux: one process imports
+the heavy libraries once, and each script runs in a fork of it, so that hundreds of starts take little time.
 """
 
 import csv
