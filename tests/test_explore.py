@@ -147,7 +147,8 @@ def make_networks(name: str, shape: tuple[int, int], latent_dim: int):
 def make_dataset(shape: tuple[int, int], labels=range(5), count: int = 40, name: str = "blobs") -> SimpleNamespace:
     rng = np.random.default_rng(1)
     drawn = None if labels is None else rng.choice(list(labels), count)
-    return SimpleNamespace(name=name, test_images=rng.integers(0, 256, (count, *shape), np.uint8), test_labels=drawn)
+    images = rng.integers(0, 256, (count, *shape), np.uint8)
+    return SimpleNamespace(name=name, test_images=images, test_labels=drawn, notes=(), warning=None)
 
 
 def write_page(folder, run, dataset):
@@ -230,12 +231,10 @@ def test_settings_that_it_cannot_run_are_refused(layer, options, named, plain_ke
     assert named in refuse(explorer.describe_network, network, explorer.Arrays())
 
 
-def test_images_and_halves_must_fit(plain_keras):
+def test_images_must_fit(plain_keras):
     encoder, decoder = NETWORKS["dense"].build((4, 4), 4, 3)
     line = refuse(explorer.build_page, make_run(encoder, decoder), make_dataset((4, 8)))
     assert "4 x 8 pixels" in line and "4 x 4" in line
-    _, other = NETWORKS["dense"].build((4, 4), 4, 2)
-    assert "do not fit" in refuse(explorer.build_page, make_run(encoder, other), make_dataset((4, 4)))
 
 
 def test_output_needs_a_folder(here):
@@ -332,6 +331,8 @@ def test_shipped_model_agrees_with_keras(shipped, shipped_page, plain_keras):
 
 def test_costs_agree_with_numpy(shipped, plain_keras):
     """Reconstruction, KL and p(label | z) of ten images, with the noise of the page."""
+    from model import logits_of
+
     mixture = Run.find(str(SHIPPED)).load_prior(plain_keras.saving.load_model(SHIPPED / "decoder.keras").input_shape[1])
     load = plain_keras.saving.load_model
     encoder, decoder = (load(SHIPPED / f"{half}.keras") for half in ("encoder", "decoder"))
@@ -340,8 +341,8 @@ def test_costs_agree_with_numpy(shipped, plain_keras):
     mean, log_var = encoder.predict(images, verbose=0)
     noise = np.array(shipped.run("return [...facts.noise]")).reshape(-1, 1, mean.shape[1])
     z = mean + np.exp(log_var / 2) * np.concatenate([noise, -noise])  # (8, 10, D)
-    pixels = np.stack([decoder.predict(own, verbose=0) for own in z]).astype(np.float64)
-    reconstruction = -(images * np.log(pixels) + (1 - images) * np.log(1 - pixels)).sum(axis=(2, 3)).mean(axis=0)
+    logits = np.stack([logits_of(decoder).predict(own, verbose=0) for own in z]).astype(np.float64)
+    reconstruction = (np.logaddexp(0, logits) - images * logits).sum(axis=(2, 3)).mean(axis=0)
     entropy = 0.5 * (log_var + 1 + math.log(2 * math.pi)).sum(axis=1)
     kl = -entropy - np.mean([log_density(mixture, own) for own in z], axis=0)
 

@@ -54,11 +54,12 @@ def find(name: str) -> tuple[Path, str]:
     """
     import pooch
 
-    cache = as_path(os.environ.get("VAE_CACHE") or str(pooch.os_cache("lstm-vae"))) / name
-    if cache.parts[0].startswith("~"):
+    try:
+        cache = as_path(os.environ.get("VAE_CACHE") or pooch.os_cache("lstm-vae")) / name
+        keras_cache = as_path(os.environ.get("KERAS_HOME") or "~/.keras") / "datasets"
+    except (UserError, RuntimeError) as error:  # a user without a home folder
         what = "there is no home folder that could hold the cache"
-        raise UserError(f"{name.upper()} is unavailable: {what}; name a folder in the environment variable VAE_CACHE")
-    keras_cache = as_path(os.environ.get("KERAS_HOME") or "~/.keras") / "datasets"
+        raise UserError(f"{name.upper()} is unavailable: {what}; set HOME, and VAE_CACHE or KERAS_HOME") from error
     for folder in (cache, keras_cache / name):
         if not _missing(name, folder):
             return folder, f"cache {folder}"

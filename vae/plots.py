@@ -108,7 +108,8 @@ def latent_map(codes: np.ndarray, labels: np.ndarray | None, title: str) -> Figu
         for number, place in names.items():
             text = {"size": 16, "weight": "bold", "ha": "center", "va": "center", "path_effects": halo}
             axes.text(*place, str(known[number]), **text)
-    axes.set(title=title, aspect="equal")
+    axes.set_title(title)
+    axes.set_aspect("equal", adjustable="datalim")
     if is_plane(codes.shape[1]):
         axes.set(xlabel="latent dimension 1", ylabel="latent dimension 2")
     else:  # the axes of t-SNE have no meaning

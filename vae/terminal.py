@@ -56,10 +56,10 @@ seed = number(int, "a whole number from 0 to 4294967295", 0, 2**32 - 1)  # what 
 
 def as_path(text: str | os.PathLike) -> Path:
     """Return the path that a user typed, with `~` as the home folder; UserError where there is no home folder."""
-    path = os.path.expanduser(text)
-    if path.startswith("~"):
+    path = Path(os.path.expanduser(text))
+    if str(path).startswith("~"):
         raise UserError(f"{path}: there is no home folder for ~; set HOME, or give the whole path")
-    return Path(path)
+    return path
 
 
 def shown(path: Path) -> str:
