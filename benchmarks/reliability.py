@@ -74,8 +74,7 @@ def main() -> None:
 class Script:
     """A script of this project, which runs with these arguments in a process of its own.
 
-    It trains in the folder `runs`, and prints into a file beside that folder. With a seed for `slow` each step of a
-    write is slowed down by a random time.
+    It trains in `runs`, and prints into a file beside that folder. With a seed for `slow`, its writes are slowed down.
     """
 
     _numbers = itertools.count()
@@ -220,13 +219,11 @@ def report_resume(options: Namespace, runs: Path, rng: np.random.Generator) -> N
         raise UserError(f"the resumed run failed: {script.last_line}")
     differences = find_differences(runs / "broken", runs / "whole")
     lost.extend(f"resumed at full size: {name} differs" for name in differences)
-    arrays = read_result(runs / "whole")
-    del arrays["history"]
-    numbers = sum(array.size for array in arrays.values())
+    sizes = [array.size for name, array in read_result(runs / "whole").items() if name != "history"]
     text = f"""
         `python main.py {shlex.join(FULL)}` on MNIST was killed (SIGKILL) at random moments and resumed each time. The
-        result is compared, bit for bit, with a run without a break: the history, and {len(arrays)} arrays
-        ({numbers:,} numbers: the weights of encoder and decoder, and the optimizer's own)."""
+        result is compared, bit for bit, with a run without a break: the history, and {len(sizes)} arrays
+        ({sum(sizes):,} numbers: all weights, the optimizer's own, and the prior)."""
     row = [" and ".join(map(str, killed_in)), ", ".join(differences) or "nothing"]
     print_section("Killed and resumed at full size", text, ["killed in epochs", "what differs"], [row])
 

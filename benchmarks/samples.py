@@ -125,8 +125,7 @@ def train_classifier(dataset: data.Dataset, seed: int) -> tuple[Callable, Callab
 def measure_frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Return the Fréchet distance between the Gaussians fitted to two sets of features (n, F) and (m, F).
 
-    It is |mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). The eigenvalues of C1 C2 are real and not negative, but for
-    rounding: it is similar to a symmetric positive matrix.
+    It is |mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). But for rounding, no eigenvalue of C1 C2 is negative.
     """
     means = np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2)
     covariances = np.cov(first.T.astype(np.float64)), np.cov(second.T.astype(np.float64))

@@ -2,8 +2,7 @@
 
 All train the same network on the same images with Adam, with the prior N(0, I), the same batch size and on the same
 cores. Each has a process of its own. It compiles and warms up first. Then they take turns: round 1 of each, round 2 of
-each, and so on; while one runs, the others sleep. "Times faster" is computed within each round, and its median is
-printed. So a slow minute of the machine changes it little.
+each, and so on; while one runs, the others sleep. "Times faster" is the median of the ratios within each round.
 
 The peak is the highest rate of a float32 matrix product on these cores, in TensorFlow or in PyTorch. The share of the
 peak is the multiply-adds a second that the network needs, divided by the peak.
@@ -90,8 +89,7 @@ def parse() -> Namespace:
     """Read the command line."""
     parser = terminal.Parser("benchmarks/speed.py", description="Time training and decoding, against others in turn.")
     add, whole = parser.add_argument, terminal.positive_integer
-    networks = tuple(settings.NETWORKS)
-    add("--network", choices=networks, default="standard", help="PyTorch has standard only (default: standard)")
+    add("--network", choices=settings.NETWORKS, default="standard", help="(default: standard; PyTorch has no other)")
     add("--rounds", type=whole, default=5, metavar="N", help="rounds of each (default: 5)")
     steps = f"training steps in a round (default: as many as {IMAGES_A_ROUND:,} images make)"
     add("--steps", type=whole, metavar="N", help=steps)
