@@ -9,7 +9,7 @@ import numpy as np
 
 from vae import data, files, metrics, report, sampling, terminal
 from vae.run import Run
-from vae.settings import add_data_flags, variance_of
+from vae.settings import add_checkpoint_flag, add_data_flags, variance_of
 from vae.terminal import UserError, positive_integer
 
 BATCH = 500  # images at once
@@ -19,8 +19,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = terminal.Parser(description="Measure a trained model on the test set, in nats per image.")
     add = parser.add_argument
-    newest = "the one that finished last, else the shipped model"
-    add("--checkpoint", metavar="DIR", help=f"the run to measure (default: {newest})")
+    add_checkpoint_flag(parser, "measure")
     add_data_flags(parser, "the images to measure on")
     add("--binarize", action="store_true", help="measure on binary pixels (default: as the run was trained)")
     add(
@@ -53,8 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.binarize = options.binarize or run.settings.binarize
     if options.binarize and options.variance is not None:
         raise UserError(f"{run.folder}: its pixels are Gaussian, so not binary; measure it without --binarize")
-    dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
-    report.print_remarks(dataset)
+    dataset = report.load_shown_images(run, options)
     if dataset.sha256 != run.config["dataset"]["sha256"]:
         print("-> These are not the images that the model was trained on: its config.json has others.", file=sys.stderr)
     terminal.import_keras()

@@ -3,9 +3,9 @@
 import argparse
 import webbrowser
 
-from vae import data, explorer, files, report, terminal
+from vae import explorer, files, report, terminal
 from vae.run import Run
-from vae.settings import add_data_flags
+from vae.settings import add_checkpoint_flag, add_data_flags
 from vae.terminal import UserError
 
 
@@ -13,8 +13,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = terminal.Parser(description="Write one HTML page to explore a model in: a map, sliders, a pad to draw on.")
     add = parser.add_argument
-    newest = "the one that finished last, else the shipped model"
-    add("--checkpoint", metavar="DIR", help=f"the run to explore (default: {newest})")
+    add_checkpoint_flag(parser, "explore")
     add_data_flags(parser, "the test images on the map")
     add("--output", default="explorer.html", metavar="HTML", help="the page (default: explorer.html)")
     add("--no-open", dest="open", action="store_false", help="do not open it in the browser (default: it is opened)")
@@ -28,8 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not output.resolve().parent.is_dir():
         raise UserError(f"--output {output}: no such folder; make it first")
     run = Run.find(options.checkpoint)
-    dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
-    report.print_remarks(dataset)
+    dataset = report.load_shown_images(run, options)
     terminal.import_keras()
     print(f"-> Checkpoints are restored from {run.folder}", flush=True)
     page = explorer.build_page(run, dataset)

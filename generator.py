@@ -12,7 +12,7 @@ import numpy as np
 
 from vae import data, files, report, sampling, terminal
 from vae.run import Run
-from vae.settings import add_data_flags
+from vae.settings import add_checkpoint_flag, add_data_flags
 from vae.terminal import UserError, positive_integer
 
 BATCH = 500  # latent vectors to decode at once: enough to use all cores, small enough for their caches
@@ -33,8 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = terminal.Parser(description="Draw new digits from a trained decoder, on one grid.")
     add = parser.add_argument
-    newest = "the one that finished last, else the shipped model"
-    add("--checkpoint", metavar="DIR", help=f"the run to draw from (default: {newest})")
+    add_checkpoint_flag(parser, "draw from")
     add("--count", type=positive_integer, metavar="N", help="digits to draw (default: 100)")
     add("--columns", type=positive_integer, metavar="N", help="digits in a row (default: as many as rows)")
     add(
@@ -219,8 +218,7 @@ def decode(title: str, decoder, batches: Iterator[np.ndarray], grid: tuple[int, 
 
 def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
     """Choose test images at random; each is followed by its reconstruction from a posterior sample."""
-    dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
-    report.print_remarks(dataset)
+    dataset = report.load_shown_images(run, options)
     images = dataset.test_images
     if images.shape[1:] != decoder.output_shape[1:]:
         raise UserError(

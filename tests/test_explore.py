@@ -209,7 +209,7 @@ def test_unknown_layer_is_refused_before_anything_is_written(here, monkeypatch):
     encoder, _ = NETWORKS["dense"].build((4, 4), 4, 3)
     run = make_run(encoder, unknown)
     monkeypatch.setattr(explore.Run, "find", lambda path: run)
-    monkeypatch.setattr(explore.data, "load_for_run", lambda *arguments: make_dataset((4, 4)))
+    monkeypatch.setattr(data, "load_for_run", lambda *arguments: make_dataset((4, 4)))
     line = refuse(explore.main, ["--no-open"])
     assert "decoder.keras" in line and "'sharpen', a Conv2D" in line
     assert list(here.iterdir()) == []

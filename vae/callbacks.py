@@ -35,15 +35,15 @@ class StopAtNonFinite(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         raise_lost_signal()
         steps = self.params["steps"]
-        self._check(logs.values(), "the loss", f"step {min(batch + 1, steps)} of {steps}")
+        self._check(list(logs.values()), "the loss", f"step {min(batch + 1, steps)} of {steps}")
 
     def on_epoch_end(self, epoch, logs=None):
-        self._check(logs.values(), "the loss", "its end")
+        self._check(list(logs.values()), "the loss", "its end")
         for variable in (*self.model.weights, *self.model.optimizer.variables):
             self._check(keras.ops.convert_to_numpy(variable), "the weights, or the optimizer's averages,", "its end")
 
     def _check(self, values, what: str, where: str) -> None:
-        if not np.isfinite(np.asarray(list(values) if not isinstance(values, np.ndarray) else values)).all():
+        if not np.isfinite(values).all():
             done = len(self._run.rows)
             saved = "the epoch before it is saved" if done else "nothing was saved"
             raise UserError(

@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import Namespace
 
+from vae import data
 from vae.data import Dataset
 from vae.networks import NETWORKS
 from vae.run import Run
@@ -23,6 +24,13 @@ def list_networks() -> None:
         pace = f"--epochs {network.epochs} --batch-size {network.batch_size} --learning-rate {network.learning_rate:g}"
         sizes = f"--hidden-dim {network.hidden_dim} --latent-dim {network.latent_dim}"
         print(f"{'':{width}}  {pace} {sizes} --validation-split {network.validation_split:g}")
+
+
+def load_shown_images(run: Run, options: Namespace) -> Dataset:
+    """Load the images that a trained model is shown, by the flags of settings.add_data_flags; print the remarks."""
+    dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
+    print_remarks(dataset)
+    return dataset
 
 
 def print_remarks(dataset: Dataset) -> None:

@@ -141,6 +141,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(setting.flag, default=argparse.SUPPRESS, **options)
 
 
+def add_checkpoint_flag(parser: argparse.ArgumentParser, use: str) -> None:
+    """Give the parser the flag that names a trained run."""
+    newest = "the one that finished last, else the shipped model"
+    parser.add_argument("--checkpoint", metavar="DIR", help=f"the run to {use} (default: {newest})")
+
+
 def add_data_flags(parser: argparse.ArgumentParser, use: str) -> None:
     """Give the parser the flags that say which images a trained model is shown."""
     parser.add_argument("--dataset", choices=DATASETS, help=f"{use} (default: what the run was trained on)")
