@@ -17,11 +17,10 @@ def build_encoder(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int
     """Build q(z|x): images (n, 28, 28) in [0, 1] -> [mean, log_var], each (n, latent_dim)."""
     image = keras.Input(image_shape, name="image")
     columns = layers.Permute((2, 1), name="columns")(image)
-    h1 = layers.LSTM(hidden_dim, return_sequences=True, name="lstm_rows")(image)  # (batch, 28, hidden_dim), row by row
-    h2 = layers.LSTM(hidden_dim, return_sequences=True, name="lstm_columns")(columns)  # (batch, 28, hidden_dim)
-    h = layers.Concatenate(name="concatenate")(
-        [layers.Flatten(name="flatten1")(h1), layers.Flatten(name="flatten2")(h2)]
-    )
+    columns = layers.Reshape(image_shape, name="as_many_steps")(columns)  # if height and width differ
+    h = layers.Concatenate(name="rows_and_columns")([image, columns])  # (batch, 28, 56): step t has row t and column t
+    h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(h)  # (batch, 28, hidden_dim)
+    h = layers.Flatten(name="flatten")(h)
     h = layers.Dropout(0.1, name="dropout")(h)  # or the encoder memorises the training images
     return finish_encoder(image, h, latent_dim)
 
@@ -114,10 +113,16 @@ class MixturePrior(layers.Layer):
 
     def log_prob(self, z):
         """Return log p(z) for latent vectors (n, D): (n,)."""
-        log_diagonals = ops.diagonal(self.triangles, axis1=1, axis2=2)  # (M, D)
         factors = self._factors()
-        whitened = ops.einsum("nj,mij->nmi", z, factors) - ops.einsum("mj,mij->mi", self.means, factors)  # (n, M, D)
-        log_normals = ops.sum(log_diagonals - 0.5 * LOG_2PI, axis=1) - 0.5 * ops.sum(ops.square(whitened), axis=2)
+        precisions = ops.matmul(ops.transpose(factors, (0, 2, 1)), factors)  # (M, D, D)
+        centres = ops.einsum("mij,mj->mi", factors, self.means)  # F mean, (M, D)
+        # |F (z - mean)|^2 by one product for all Gaussians: faster than to compute F (z - mean), (n, M, D)
+        squares = ops.reshape(z[:, :, None] * z[:, None], (-1, z.shape[1] ** 2))  # (n, D * D)
+        distances = ops.matmul(squares, ops.transpose(ops.reshape(precisions, (-1, z.shape[1] ** 2))))  # (n, M)
+        distances -= 2 * ops.matmul(z, ops.transpose(ops.einsum("mij,mi->mj", factors, centres)))
+        distances += ops.sum(ops.square(centres), axis=1)
+        log_diagonals = ops.diagonal(self.triangles, axis1=1, axis2=2)  # (M, D)
+        log_normals = ops.sum(log_diagonals - 0.5 * LOG_2PI, axis=1) - 0.5 * distances
         return ops.logsumexp(ops.log_softmax(self.logits) + log_normals, axis=1)
 
     def kl_loss(self, mean, log_var, log_prior):
@@ -172,25 +177,34 @@ class VAE(keras.Model):
         return self._means
 
     def call(self, images, training=False):
-        """Encode images (n, 28, 28), draw K latent vectors z from q(z|x), decode. In training K is importance_samples.
+        """Return what each image (n, 28, 28) costs, in nats, with K latent vectors z: in training, importance_samples.
 
-        Returns the logits (n, K, 28, 28), and in nats per image: reconstruction, -log p(x|z), (n, K); the KL, (n,); and
-        log_ratio, log p(z) - log q(z|x), (n, K).
+        Returns the logits (n, K, 28, 28); reconstruction, -log p(x|z), (n, K); the KL, (n,); and log_ratio,
+        log p(z) - log q(z|x), (n, K).
         """
-        samples = self.importance_samples if training else 1
-        mean, log_var = self.encoder(images, training=training)  # (n, D)
-        epsilon = keras.random.normal((ops.shape(images)[0], samples, mean.shape[1]), seed=self.noise)
-        z = mean[:, None] + ops.exp(0.5 * log_var)[:, None] * epsilon  # (n, K, D), Kingma & Welling, equation 4
-        logits = self.decode_logits(ops.reshape(z, (-1, mean.shape[1])), training=training)
-        logits = ops.reshape(logits, (-1, samples, *images.shape[1:]))
+        mean, log_var, z, logits = self.encode_and_decode(images, training)
         reconstruction = reconstruction_loss(images[:, None], logits, self.variance)
-        log_prior = ops.reshape(self.prior.log_prob(ops.reshape(z, (-1, mean.shape[1]))), (-1, samples))
+        log_prior = ops.reshape(self.prior.log_prob(ops.reshape(z, (-1, z.shape[2]))), (-1, z.shape[1]))
         kl = self.prior.kl_loss(mean, log_var, ops.mean(log_prior, axis=1))
-        if samples == 1:  # "Sticking the landing": this part of the gradient is 0 on average, and noise (Roeder, 2017)
+        if (
+            z.shape[1] == 1
+        ):  # "Sticking the landing": this part of the gradient is 0 on average, and noise (Roeder, 2017)
             mean, log_var = ops.stop_gradient(mean), ops.stop_gradient(log_var)
         squares = ops.square(z - mean[:, None]) * ops.exp(-log_var)[:, None]
         log_posterior = -0.5 * ops.sum(squares + log_var[:, None] + LOG_2PI, axis=2)
         return logits, reconstruction, kl, log_prior - log_posterior
+
+    def encode_and_decode(self, images, training=False):
+        """Encode images (n, 28, 28), draw K latent vectors z of each from q(z|x), decode.
+
+        Returns mean and log_var (n, D), z (n, K, D) and the logits (n, K, 28, 28).
+        """
+        samples = self.importance_samples if training else 1
+        mean, log_var = self.encoder(images, training=training)
+        epsilon = keras.random.normal((ops.shape(images)[0], samples, mean.shape[1]), seed=self.noise)
+        z = mean[:, None] + ops.exp(0.5 * log_var)[:, None] * epsilon  # (n, K, D), Kingma & Welling, equation 4
+        logits = self.decode_logits(ops.reshape(z, (-1, mean.shape[1])), training=training)
+        return mean, log_var, z, ops.reshape(logits, (-1, samples, *images.shape[1:]))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the loss that is minimised, from what `call` returned: a mean over the batch, in nats per image."""

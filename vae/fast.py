@@ -32,11 +32,11 @@ class FastVAE(VAE):
         super().__init__((vae.encoder, vae.decoder), vae.prior, vae.beta, vae.variance, vae.importance_samples)
         self.shards = shards
 
-    def call(self, images, training=False):
+    def encode_and_decode(self, images, training=False):
         if not training or self.shards == 1:
-            return super().call(images, training)
+            return super().encode_and_decode(images, training)
         half = ops.shape(images)[0] // 2
-        shards = [super(FastVAE, self).call(part, training) for part in (images[:half], images[half:])]
+        shards = [super(FastVAE, self).encode_and_decode(part, training) for part in (images[:half], images[half:])]
         return [ops.concatenate(parts) for parts in zip(*shards, strict=True)]
 
 
