@@ -186,9 +186,7 @@ class VAE(keras.Model):
         reconstruction = reconstruction_loss(images[:, None], logits, self.variance)
         log_prior = ops.reshape(self.prior.log_prob(ops.reshape(z, (-1, z.shape[2]))), (-1, z.shape[1]))
         kl = self.prior.kl_loss(mean, log_var, ops.mean(log_prior, axis=1))
-        if (
-            z.shape[1] == 1
-        ):  # "Sticking the landing": this part of the gradient is 0 on average, and noise (Roeder, 2017)
+        if z.shape[1] == 1:  # "sticking the landing" (Roeder, 2017): the gradient of q's density is only noise
             mean, log_var = ops.stop_gradient(mean), ops.stop_gradient(log_var)
         squares = ops.square(z - mean[:, None]) * ops.exp(-log_var)[:, None]
         log_posterior = -0.5 * ops.sum(squares + log_var[:, None] + LOG_2PI, axis=2)
