@@ -105,7 +105,7 @@ def train(vae, dataset: Dataset, run: Run) -> None:
     options = run.settings
     batches = Batches(dataset.train_images, options.batch_size, options.seed, shuffle=True, binarize=options.binarize)
     held_out = dataset.test_images if dataset.validation_images is None else dataset.validation_images
-    with closing(LogAndSave(run)) as log:  # a line an epoch; saves both models, history, config and training state
+    with closing(LogAndSave(run)) as log:  # a line an epoch; saves models, prior, history, config and state
         callbacks = [Reseed(batches, options.seed), StopAtNonFinite(run), log]
         if options.tensorboard:
             callbacks.append(keras.callbacks.TensorBoard(str(run.folder / "tensorboard")))
@@ -117,7 +117,7 @@ def train(vae, dataset: Dataset, run: Run) -> None:
                 initial_epoch=len(run.rows),
                 validation_data=make_batches(held_out, options),
                 callbacks=callbacks,
-                shuffle=False,  # `Batches` shuffles by (seed, epoch)
+                shuffle=False,  # `Batches` shuffles, and draws binary pixels, by (seed, epoch)
                 verbose=0,
             )
 
