@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from vae import data, files, metrics, report, sampling, terminal
-from vae.run import Run
+from vae.run import LOSSES, Run
 from vae.settings import add_checkpoint_flag, add_data_flags, variance_of
 from vae.terminal import UserError, positive_integer
 
 BATCH = 500  # images at once
+STRANGEST = 100  # images in the figure of the strangest
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,7 +37,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="test images, drawn at random by --seed, to estimate the likelihood on (default: 1000)",
     )
-    add("--figures", metavar="DIR", help="draw the latent space into this folder as well (default: none)")
+    add(
+        "--arrays",
+        metavar="NPZ",
+        help="save what each test image has as well: mean and log_var (n, D) of q(z|x), general_loss, "
+        "reconstruction_loss and kl_loss (n,) in nats, and labels (n,) where known (default: none)",
+    )
+    add(
+        "--figures",
+        metavar="DIR",
+        help="draw the latent space and the hundred strangest images into this folder as well (default: none)",
+    )
     add("--seed", type=terminal.seed, default=0, help="seed of the posterior samples, a whole number (default: 0)")
     add("--json", action="store_true", help="print one JSON object, all else on standard error (default: a report)")
     return parser.parse_args(arguments)
@@ -47,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.figures and not Path(options.figures).is_dir():
         raise UserError(f"--figures {options.figures}: no such folder; make it first")
+    if options.arrays is not None:
+        options.arrays = files.check_place("--arrays", options.arrays)
     run = Run.find(options.checkpoint)
     options.variance = variance_of(run.settings)
     options.binarize = options.binarize or run.settings.binarize
@@ -65,20 +78,23 @@ def main(arguments: list[str] | None = None) -> None:
     count = f"{len(dataset.test_images):,} test images of {dataset.name} ({dataset.source})"
     print(f"-> {count}, {pixels} pixels", file=say, flush=True)
 
-    measured, posterior = measure(run, (encoder, decoder), dataset, options)
+    measured, arrays = measure(run, (encoder, decoder), dataset, options)
+    if options.arrays is not None:
+        with files.replacing(options.arrays) as path:
+            files.write_arrays(path, arrays)
+        print(f"-> Codes and losses of {len(arrays['mean']):,} test images are saved in {options.arrays}", file=say)
     if options.figures:
-        title = f"{run.settings.network} on {dataset.name}"
-        draw(Path(options.figures), posterior, dataset.test_labels, title)
+        draw(Path(options.figures), arrays, dataset, f"{run.settings.network} on {dataset.name}")
     if options.json:
-        print(json.dumps(measured | {"images": len(posterior.mean), "checkpoint": str(run.folder)}))
+        print(json.dumps(measured | {"images": len(arrays["mean"]), "checkpoint": str(run.folder)}))
     else:
         print(report.format_metrics(measured))
 
 
 def measure(
     run: Run, halves: tuple, dataset: data.Dataset, options: argparse.Namespace
-) -> tuple[dict[str, float], metrics.Posterior]:
-    """Return every metric by name, and the images with their posteriors.
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return every metric by name, and what each test image has, as --arrays saves it.
 
     The three losses are means over all test images, with one posterior sample each.
     """
@@ -88,37 +104,51 @@ def measure(
     latent_dim = decoder.input_shape[1]  # an older run has a mixture to draw from, but was trained with N(0, I)
     prior = run.load_prior(latent_dim) if run.settings.prior == "mixture" else sampling.make_normal(latent_dim)
     batches = Batches(dataset.test_images, BATCH, options.seed, binarize=options.binarize)
-    pixels = np.concatenate([batches[index][0] for index in range(len(batches))])
-    posterior = metrics.Posterior(pixels, *encoder.predict(pixels, batch_size=BATCH, verbose=0))
     log_likelihood = build_log_likelihood(decoder, options.variance)
-    z = sampling.draw_codes(posterior.mean, posterior.log_var, np.random.default_rng(options.seed))
-    reconstruction = -log_likelihood.predict([pixels, z], batch_size=BATCH, verbose=0)
-    kl = metrics.kl_loss(posterior, z, prior)
-    nll = estimate_likelihood(posterior, log_likelihood, prior, options)
-    measured = {
-        "general_loss": metrics.mean(reconstruction + kl),
-        "reconstruction_loss": metrics.mean(reconstruction),
-        "kl_loss": metrics.mean(kl),
-        "standard_error": metrics.standard_error(reconstruction + kl),
+    arrays = measure_images(batches, encoder, log_likelihood, prior, options)
+    irreducible = arrays.pop("irreducible_loss")
+    nll = estimate_likelihood(batches, arrays, log_likelihood, prior, options)
+    measured = {name: metrics.mean(arrays[name]) for name in LOSSES} | {
+        "standard_error": metrics.standard_error(arrays["general_loss"]),
         "nll": metrics.mean(nll),
         "nll_standard_error": metrics.standard_error(nll),
         "nll_images": len(nll),
         "importance_samples": options.importance_samples,
-        "active_units": metrics.active_units(posterior.mean),
-        "latent_dim": posterior.mean.shape[1],
-        "label_accuracy": metrics.label_accuracy(prior, posterior.mean, dataset.test_labels),
+        "active_units": metrics.active_units(arrays["mean"]),
+        "latent_dim": latent_dim,
+        "label_accuracy": metrics.label_accuracy(prior, arrays["mean"], dataset.test_labels),
         "parameters": encoder.count_params() + decoder.count_params() + prior.count_params(),
-        "irreducible_loss": metrics.irreducible_loss(pixels, options.variance),
+        "irreducible_loss": metrics.mean(irreducible),
     }
-    return measured, posterior
+    return measured, arrays | ({} if dataset.test_labels is None else {"labels": dataset.test_labels})
 
 
-def estimate_likelihood(posterior: metrics.Posterior, log_likelihood, prior, options: argparse.Namespace) -> np.ndarray:
+def measure_images(batches, encoder, log_likelihood, prior, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Return what each of n images has: mean and log_var of q(z|x), (n, D), and its losses in nats, (n,).
+
+    Each has one posterior sample. One batch of images is in memory at a time.
+    """
+    rng = np.random.default_rng(options.seed)
+    rows = []
+    for index in range(len(batches)):
+        (images,) = batches[index]
+        posterior = metrics.Posterior(images, *encoder.predict_on_batch(images))
+        z = sampling.draw_codes(posterior.mean, posterior.log_var, rng)
+        reconstruction = -log_likelihood.predict_on_batch([images, z])
+        kl = metrics.kl_loss(posterior, z, prior)
+        irreducible = metrics.irreducible_loss(images, options.variance)
+        rows.append((posterior.mean, posterior.log_var, reconstruction + kl, reconstruction, kl, irreducible))
+    columns = (np.concatenate(column).astype(np.float32) for column in zip(*rows, strict=True))
+    return dict(zip(("mean", "log_var", *LOSSES, "irreducible_loss"), columns, strict=True))
+
+
+def estimate_likelihood(batches, arrays: dict, log_likelihood, prior, options: argparse.Namespace) -> np.ndarray:
     """Estimate -log p(x) of some images, drawn at random: (n,), in nats. A progress bar is shown on a terminal."""
     from tqdm import tqdm
 
     # The first test images of MNIST are easier than the rest, by 1.2 nats for the first 1,000.
-    chosen = np.random.default_rng(options.seed).permutation(len(posterior.mean))[: options.images]
+    chosen = np.random.default_rng(options.seed).permutation(len(arrays["mean"]))[: options.images]
+    posterior = metrics.Posterior(batches.take(chosen), arrays["mean"][chosen], arrays["log_var"][chosen])
     samples = options.importance_samples
     with tqdm(total=len(chosen) * samples, unit=" z", leave=False, disable=None) as bar:
 
@@ -126,7 +156,7 @@ def estimate_likelihood(posterior: metrics.Posterior, log_likelihood, prior, opt
             bar.update(len(z))
             return log_likelihood.predict_on_batch([x, z])
 
-        return metrics.negative_log_likelihood(posterior.part(chosen), decode, prior, samples, options.seed)
+        return metrics.negative_log_likelihood(posterior, decode, prior, samples, options.seed)
 
 
 def build_log_likelihood(decoder, variance: float | None):
@@ -140,14 +170,20 @@ def build_log_likelihood(decoder, variance: float | None):
     return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
 
 
-def draw(folder: Path, posterior: metrics.Posterior, labels: np.ndarray | None, title: str) -> None:
-    """Write the figures of the latent space."""
+def draw(folder: Path, arrays: dict[str, np.ndarray], dataset: data.Dataset, title: str) -> None:
+    """Write the figures of the latent space, and of the strangest images."""
     from vae import plots
 
-    information = metrics.information_per_dimension(posterior)
+    information = metrics.information_per_dimension(arrays["mean"], arrays["log_var"])
+    losses = arrays["general_loss"]
+    strangest = np.argsort(-losses)[:STRANGEST]
+    images = data.to_pixels(dataset.test_images[strangest])
+    titles = [f"{title}: {what}" for what in ("latent means of test images", "what each latent dimension tells")]
+    titles.append(f"{title}: the {len(images)} strangest test images, row by row")
     figures = {
-        "latent_map.png": plots.latent_map(posterior.mean, labels, f"{title}: latent means of test images"),
-        "latent_dimensions.png": plots.latent_dimensions(information, f"{title}: what each latent dimension tells"),
+        "latent_map.png": plots.latent_map(arrays["mean"], dataset.test_labels, titles[0]),
+        "latent_dimensions.png": plots.latent_dimensions(information, titles[1]),
+        "strangest_images.png": plots.strangest_images(images, losses[strangest], titles[2]),
     }
     for name, figure in figures.items():
         with files.replacing(folder / name) as path:

@@ -6,7 +6,6 @@ import webbrowser
 from vae import explorer, files, report, terminal
 from vae.run import Run
 from vae.settings import add_checkpoint_flag, add_data_flags
-from vae.terminal import UserError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -23,9 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Command line -> run -> test images -> page -> browser."""
     options = parse(arguments)
-    output = terminal.as_path(options.output)
-    if not output.resolve().parent.is_dir():
-        raise UserError(f"--output {output}: no such folder; make it first")
+    output = files.check_place("--output", options.output)
     run = Run.find(options.checkpoint)
     dataset = report.load_shown_images(run, options)
     terminal.import_keras()

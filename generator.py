@@ -6,7 +6,6 @@ import secrets
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -98,13 +97,13 @@ def read_digits(text: str) -> tuple[int, ...]:
 def main(arguments: list[str] | None = None) -> None:
     """Command line -> decoder -> latent vectors -> images -> grid."""
     options = parse(arguments)
-    options.output = check_place("--output", options.output)
+    options.output = files.check_place("--output", options.output)
     if options.output.suffix.lower() not in find_picture_types():
         raise UserError(
             f"--output {options.output}: pictures of this kind cannot be written; choose .png, .jpg or .pdf"
         )
     if options.arrays is not None:
-        options.arrays = check_place("--arrays", options.arrays)
+        options.arrays = files.check_place("--arrays", options.arrays)
     run = Run.find(options.checkpoint)
     check(options)
     options.seed = secrets.randbelow(2**32) if options.seed is None else options.seed
@@ -125,16 +124,6 @@ def find_picture_types() -> set[str]:
     from PIL import Image
 
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
-
-
-def check_place(flag: str, text: str) -> Path:
-    """Return the path of a file to write; UserError where none can be written."""
-    path = terminal.as_path(text)
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"{flag} {path}: no such folder; make it first")
-    if path.is_dir():
-        raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
-    return path
 
 
 def check(options: argparse.Namespace) -> None:

@@ -41,6 +41,13 @@ def test_all_images_in_their_order_in_batches_of_even_size(images, batch_size, s
     np.testing.assert_array_equal(epoch_of(Batches(found, batch_size, seed=0)), found)  # floats stay as they are
 
 
+@pytest.mark.parametrize("binarize", [False, True])
+def test_some_images_are_taken_as_they_are_in_the_batches(images, binarize):
+    batches = Batches(images, 10, seed=0, binarize=binarize)
+    for chosen in ([17, 3, 22, 8, 0], range(COUNT), [5]):
+        np.testing.assert_array_equal(batches.take(np.array(chosen)), epoch_of(batches)[chosen])
+
+
 def test_each_epoch_visits_every_image_once_and_in_an_order_of_its_own(images):
     batches = Batches(images, 10, seed=4, shuffle=True)
     orders = [order_of(batches)]

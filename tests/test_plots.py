@@ -132,6 +132,17 @@ def test_originals_are_above_their_reconstructions(count, columns, rows):
     assert render(figure).shape[1] > 400
 
 
+def test_strangest_images_are_shown_in_their_order_beside_their_losses(images):
+    figure = plots.strangest_images(images, np.array([99.6, 80, 70, 60.2, 50, 40, 3.14]), "strange", columns=3)
+    (axes,) = figure.axes
+    grid = np.asarray(axes.images[0].get_array())
+    for place, image in enumerate(images):
+        np.testing.assert_array_equal(cell(grid, *divmod(place, 3)), np.rint(255 * image))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["100", "60", "3"]
+    assert axes.get_title() == "strange\nleft: the negative ELBO of each row's first image, in nats"
+    assert render(figure).shape[1] > 400
+
+
 # The latent space
 
 

@@ -75,7 +75,7 @@ FLAGS = {
     "save-reconstructions precision tensorboard deterministic",
     "generator.py": "checkpoint count columns digit label scale seed output arrays interpolate manifold reconstruct "
     "from dataset data transpose",
-    "evaluate.py": "checkpoint dataset data transpose binarize importance-samples images figures seed json",
+    "evaluate.py": "checkpoint dataset data transpose binarize importance-samples images arrays figures seed json",
 }
 
 
@@ -642,13 +642,80 @@ def test_evaluate_prints_one_json_object(small_run, here, capsys):
     assert measured["parameters"] == 883312 and 0 < measured["label_accuracy"] < 1
 
 
+def test_arrays_have_the_codes_and_losses_of_each_image(small_run, here, monkeypatch, capsys):
+    """Against NumPy, SciPy and Keras alone; in several batches, of binary pixels."""
+    from scipy.stats import multivariate_normal, norm
+
+    from vae.batches import Batches
+
+    monkeypatch.setattr(evaluate, "BATCH", 100)
+    flags = ["--checkpoint", str(small_run.folder), "--seed", "4", *FEW]
+    measured, said = measure(capsys, *flags, "--arrays", "a.npz")
+    assert said.splitlines()[-1] == "-> Codes and losses of 297 test images are saved in a.npz"
+    found = files.read_arrays(Path("a.npz"), "")
+    assert list(found) == ["mean", "log_var", *LOSSES, "labels"]
+    assert measure(capsys, *flags)[0] == measured
+
+    dataset, run = data.load(data.Options("digits")), Run.find(str(small_run.folder))
+    batches = Batches(dataset.test_images, 100, 4, binarize=True)
+    pixels = np.concatenate([batches[index][0] for index in range(len(batches))])
+    assert len(batches) == 3 and set(np.unique(pixels)) == {0, 1}
+    decoder = run.load_decoder()
+    mean, log_var = run.load_encoder(decoder).predict(pixels, verbose=0)
+    deviation = np.exp(log_var / 2)
+    z = mean + deviation * np.random.default_rng(4).standard_normal(mean.shape, np.float32)
+    p = decoder.predict(z, verbose=0).astype(np.float64)
+    reconstruction = -np.log(np.where(pixels == 1, p, 1 - p)).sum(axis=(1, 2))
+    prior = run.load_prior(3)
+    densities = [
+        weight * multivariate_normal(centre, factor @ factor.T).pdf(z)
+        for weight, centre, factor in zip(prior.weights, prior.means, prior.factors.astype(np.float64), strict=True)
+    ]
+    kl = -norm.entropy(0, deviation).sum(axis=1) - np.log(np.sum(densities, axis=0))
+    by_hand = {"mean": mean, "log_var": log_var, "reconstruction_loss": reconstruction, "kl_loss": kl}
+    for name, array in (by_hand | {"general_loss": reconstruction + kl, "labels": dataset.test_labels}).items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-3, err_msg=name)
+    for name in LOSSES:
+        assert measured[name] == pytest.approx(found[name].mean())
+
+
+def test_arrays_of_images_without_labels_replace_a_file_and_a_full_disk_leaves_it(small_run, here):
+    np.savez("own.npz", x_test=np.random.default_rng(0).integers(0, 256, (600, 28, 28), np.uint8))
+    Path("a.npz").write_text("old")
+    flags = ["--checkpoint", str(small_run.folder), "--data", "own.npz", "--arrays", "a.npz", *FEW]
+    before = snapshot(here)
+    with full_disk(6000):
+        assert "a.npz cannot be written" in refuse(evaluate.main, flags)
+    assert snapshot(here) == before
+    evaluate.main(flags)
+    assert {name: array.shape for name, array in files.read_arrays(Path("a.npz"), "").items()} == (
+        {"mean": (600, 3), "log_var": (600, 3)} | dict.fromkeys(LOSSES, (600,))
+    )
+    for place, words in (("nowhere/a.npz", "no such folder"), (".", "it is a folder")):
+        assert words in refuse(evaluate.main, ["--arrays", place])
+
+
+def test_the_hundred_strangest_images_are_drawn(small_run, here, monkeypatch):
+    shown = []
+    draw = plots.strangest_images
+    monkeypatch.setattr(plots, "strangest_images", lambda *given: shown.extend(given) or draw(*given))
+    evaluate.main(["--checkpoint", str(small_run.folder), "--figures", ".", "--arrays", "a.npz", *FEW])
+    images, losses, title = shown
+    all_losses, all_images = np.load("a.npz")["general_loss"], data.load(data.Options("digits")).test_images
+    np.testing.assert_array_equal(losses, np.sort(all_losses)[::-1][:100])
+    np.testing.assert_array_equal(images[0], data.to_pixels(all_images[all_losses.argmax()][None])[0])
+    assert images.shape == (100, 28, 28)
+    assert title == "standard on digits: the 100 strangest test images, row by row"
+
+
 def test_evaluate_prints_the_same_metrics_for_people_and_draws_the_latent_space(small_run, here, capsys):
     flags = ["--checkpoint", str(small_run.folder), *FEW]
     measured, _ = measure(capsys, *flags)
     evaluate.main([*flags, "--figures", "."])
     printed = capsys.readouterr()
-    assert [line.split()[-1] for line in printed.err.splitlines()] == ["latent_map.png", "latent_dimensions.png"]
-    assert all(min(Image.open(name).size) > 300 for name in ("latent_map.png", "latent_dimensions.png"))
+    names = ["latent_map.png", "latent_dimensions.png", "strangest_images.png"]
+    assert [line.split()[-1] for line in printed.err.splitlines()] == names
+    assert all(min(Image.open(name).size) > 300 for name in names)
     lines = dict(re.split(r": +", line, maxsplit=1) for line in printed.out.splitlines()[2:])
     m = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in measured.items()}
     unit = "nats per image"

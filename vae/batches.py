@@ -42,6 +42,12 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self._images) / self._batch_size)
 
+    def take(self, chosen: np.ndarray) -> np.ndarray:
+        """Return the images with these numbers in the order of the batches, each once: (n, H, W)."""
+        edges = np.cumsum([0, *map(len, self._parts)])
+        images = [self[index][0][np.isin(np.arange(*edges[index : index + 2]), chosen)] for index in range(len(self))]
+        return np.concatenate(images)[np.argsort(np.argsort(chosen))]
+
     def __getitem__(self, index: int) -> tuple[np.ndarray]:
         batch = to_pixels(self._images[self._parts[index]])
         if self._binarize:

@@ -190,7 +190,8 @@ function showCosts(root, { reconstruction, kl }) {
 
 function showShares(root, shares) { // of the ten best labels, in their usual order
   const best = range(shares.length).sort((a, b) => shares[b] - shares[a]).slice(0, 10).sort((a, b) => a - b);
-  const title = facts.prior?.shares ? "taken for: p(label | z)" : "labels of the 20 test images with the nearest codes";
+  const title = facts.prior?.shares ? "taken for: p(label | z), how likely each label is"
+    : "labels of the 20 test images with the nearest codes";
   root.hidden = !shares.length;
   root.replaceChildren(make("h3", {}, title));
   for (const label of best) {
@@ -208,7 +209,7 @@ function setZ(z, spot = spotAt(z)) {
   paint($("image"), decode(state.z).pixels);
   const shares = labelShares(state.z), best = shares.indexOf(shares.reduce((a, b) => Math.max(a, b), 0));
   const percent = `${Math.round(100 * shares[best])}%`, label = `*${facts.names[best]}*`;
-  if (facts.prior?.shares) say("label", `The prior takes this z for the label ${label}: p(label | z) is ${percent}.`);
+  if (facts.prior?.shares) say("label", `By the prior, this z has the label ${label}: p(label | z) is ${percent}.`);
   else if (shares.length) say("label", `Of the 20 nearest test images, ${percent} have the label ${label}.`);
   for (const show of watchers) show();
 }
@@ -390,25 +391,27 @@ function startPad() {
 
 function writeTexts() {
   const { network, dataset, epochs, parameters, noun, losses, active, names, map, prior } = facts;
+  const reader = facts.encoder.layers.some((layer) => layer.type === "Permute")
+    ? "two LSTMs, reads an image row by row and column by column" : "an LSTM, reads an image row by row";
   const coloured = names.length ? " The model never saw the labels: colours and names were added afterwards." : "";
   document.title = `${network} on ${dataset}: inside a variational autoencoder`;
   say("lede", `This page holds a whole model: the network *${network}*, trained for ${epochs} epochs on *${dataset}*.` +
-    ` Its encoder, an LSTM, reads an image row by row and puts what it has seen into ${latents} numbers, the latent ` +
-    "vector *z*. Its decoder draws an image from z alone.");
+    ` Its *encoder*, ${reader}, and puts what it has seen into ${latents} numbers, the latent vector *z*. ` +
+    "Its *decoder* draws an image from z alone.");
   say("map-text", `Each of the ${count.toLocaleString("en")} dots is a test image` + (map.plane
     ? `, where its latent vector is: this map is the latent space itself.${coloured}`
-    : `. Images with similar latent vectors are close on the map.${coloured}`));
+    : `, which training did not use. Images with similar latent vectors are close on the map.${coloured}`));
   say("between", map.plane ? "" : "Its z is the weighted mean of those of the nearest dots.");
   say("latent-text", (active.length < latents
     ? `Of the ${latents} numbers of z, ${active.length} tell one test image from another; the decoder has learnt to ` +
       "ignore the others. Here they are, the most active first."
     : `These are the ${latents} numbers of z, the most active first.`) + " *Move one* and see what it means.");
-  say("buttons-text", (prior ? "The prior is the mixture of Gaussians from which the model draws new latent vectors. "
+  say("buttons-text", (prior ? "The prior says which latent vectors belong to images: it is a mixture of Gaussians. "
     : "The prior is N(0, I), so some of what is drawn from it lies between the classes. ") +
     `A walk goes from test image to test image, always to one that is alike.` +
     (names.length ? ` Below is one ${noun} of each label: choose one to go there.` : ""));
   const metrics = [
-    [losses.general_loss?.toFixed(1), "nats to describe a test image: the negative ELBO; lower is better"],
+    [losses.general_loss?.toFixed(1), "nats to describe a test image, on average (the negative ELBO); lower is better"],
     [losses.reconstruction_loss?.toFixed(1), "of these for the reconstruction"],
     [losses.kl_loss?.toFixed(1), "of these for the latent vector (KL)"],
     [`${active.length} of ${latents}`, "latent dimensions are in use"],

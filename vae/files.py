@@ -18,12 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from vae.terminal import UserError
+from vae.terminal import UserError, as_path
 
 LARGEST_MODEL = 256 * 2**20  # bytes in a .keras archive, unpacked
 LARGEST_ARRAYS = 1024 * 2**20  # bytes in an .npz, unpacked
 LARGEST_TEXT = 2**20  # bytes of a config.json; two thousand are usual
 MODEL_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # and no assets, which Keras would unpack
+
+
+def check_place(flag: str, text: str) -> Path:
+    """Return the path of a file to write; UserError where none can be written."""
+    path = as_path(text)
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"{flag} {path}: no such folder; make it first")
+    if path.is_dir():
+        raise UserError(f"{flag} {path} cannot be written (it is a folder); name a file in it")
+    return path
 
 
 @contextmanager
@@ -103,6 +113,12 @@ def write_images(path: Path, shape: tuple, dtype: str, compression: int) -> Iter
     ):
         np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
         yield lambda batch: file.write(batch.astype(dtype).tobytes())
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz of plain arrays, by name."""
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:

@@ -74,14 +74,14 @@ def kl_loss(posterior: Posterior, z: np.ndarray, prior: Mixture) -> np.ndarray:
     return -0.5 * np.sum(log_var + 1 + LOG_2PI, axis=1) - prior.log_prob(z)
 
 
-def information_per_dimension(posterior: Posterior) -> np.ndarray:
-    """Return how many nats each latent dimension tells of an image: (D,).
+def information_per_dimension(mean: np.ndarray, log_var: np.ndarray) -> np.ndarray:
+    """Return how many nats each latent dimension tells of an image, for the q(z|x) of n images, (n, D): (D,).
 
     It is the mean KL from q(z_d|x) to a Gaussian with the mean and the variance of all codes in that dimension: an
     upper bound on the mutual information (Hoffman & Johnson, ELBO surgery, 2016), whatever the prior.
     """
-    variance = posterior.mean.var(axis=0) + np.exp(posterior.log_var).mean(axis=0)  # of all codes
-    return 0.5 * (np.log(variance) - posterior.log_var.mean(axis=0))
+    variance = mean.var(axis=0) + np.exp(log_var).mean(axis=0)  # of all codes
+    return 0.5 * (np.log(variance) - log_var.mean(axis=0))
 
 
 def label_accuracy(prior: Mixture, z: np.ndarray, labels: np.ndarray | None) -> float | None:
@@ -96,18 +96,16 @@ def active_units(mean: np.ndarray) -> int:
     return int(np.sum(np.var(mean, axis=0, dtype=np.float64) > ACTIVE))
 
 
-def irreducible_loss(images: np.ndarray, variance: float | None = None) -> float:
-    """Return the reconstruction loss of images (n, H, W) that are decoded exactly, in nats per image: the least loss.
+def irreducible_loss(images: np.ndarray, variance: float | None = None) -> np.ndarray:
+    """Return the reconstruction loss of images (n, H, W) that are decoded exactly: (n,), in nats, the least there is.
 
     Without a variance it is the entropy of the grey pixels, 0 for binary ones. With a variance it is the constant of
     the Gaussian density.
     """
     if variance is not None:
-        return images[0].size / 2 * float(np.log(2 * np.pi * variance))
-    total = 0.0
-    for part in (images, 1 - images):
-        total -= np.sum(part * np.log(np.where(part > 0, part, 1)), dtype=np.float64)
-    return total / len(images)
+        return np.full(len(images), images[0].size / 2 * np.log(2 * np.pi * variance))
+    parts = (part * np.log(np.where(part > 0, part, 1)) for part in (images, 1 - images))
+    return -sum(np.sum(part, axis=(1, 2), dtype=np.float64) for part in parts)
 
 
 def mean(values: np.ndarray) -> float:

@@ -79,13 +79,26 @@ def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, colu
         for start in range(0, len(originals) - columns + 1, columns)
     ]
     grid = tile(pairs, (2 * columns * len(pairs), *originals.shape[1:]), columns)
+    return _draw_rows(grid, title, ["original", "reconstruction"] * len(pairs))
+
+
+def strangest_images(images: np.ndarray, losses: np.ndarray, title: str, columns: int = 10) -> Figure:
+    """Draw images (n, H, W) that are sorted by their negative ELBO (n,), in nats, the highest first.
+
+    Beside each row is the loss of its first image.
+    """
+    title = f"{title}\nleft: the negative ELBO of each row's first image, in nats"
+    return _draw_rows(tile([images], images.shape, columns), title, [f"{loss:.0f}" for loss in losses[::columns]])
+
+
+def _draw_rows(grid: np.ndarray, title: str, names: list[str]) -> Figure:
+    """Draw a grid (height, width) of images with a name to the left of each row."""
     height, width = grid.shape
     figure = Figure(figsize=(8, 8 * height / width + 0.6), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
     axes.imshow(grid, cmap="gray", vmin=0, vmax=255)
-    centres = (np.arange(2 * len(pairs)) + 0.5) * height / (2 * len(pairs))
-    axes.set_yticks(centres, ["original", "reconstruction"] * len(pairs))
+    axes.set_yticks((np.arange(len(names)) + 0.5) * height / len(names), names)
     axes.set_xticks([])
     axes.tick_params(length=0)
     for spine in axes.spines.values():

@@ -183,7 +183,7 @@ class Run:
     def save_prior(self, arrays: dict[str, np.ndarray]) -> None:
         """Write prior.npz: plain arrays."""
         with files.replacing(self.folder / "prior.npz") as path:
-            _write_arrays(path, arrays)
+            files.write_arrays(path, arrays)
 
     def save_figure(self, name: str, figure) -> None:
         """Write a figure of Matplotlib into the run's folder. A run is finished even if that fails."""
@@ -247,10 +247,10 @@ class Run:
             )
             if self.settings.prior == "mixture":
                 prior = stack.enter_context(files.replacing(self.folder / "prior.npz"))
-                _write_arrays(prior, vae.prior.to_arrays())
+                files.write_arrays(prior, vae.prior.to_arrays())
             stack.enter_context(_removing_afterwards([self.folder / name for name in FINAL_FILES]))
             config, state = (stack.enter_context(files.replacing(self.folder / name)) for name in EPOCH_FILES[3:])
-            _write_arrays(state, self._training_state(vae))
+            files.write_arrays(state, self._training_state(vae))
             vae.encoder.save(encoder)
             vae.decoder.save(decoder)
             with open(history, "w", newline="") as file:
@@ -425,11 +425,6 @@ def _describe(settings: Namespace, vae, dataset: data.Dataset, earlier: dict | N
         "epochs_done": 0,
         "finished": None,
     }
-
-
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
 
 
 def _variables(vae) -> list:
