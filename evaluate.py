@@ -78,23 +78,19 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(
     run: Run, halves: tuple, dataset: data.Dataset, options: argparse.Namespace
 ) -> tuple[dict[str, float], metrics.Posterior]:
-    """Return every metric by name, and the images with their posteriors.
+    """Return every metric by name, and the posteriors of all test images.
 
     The three losses are means over all test images, with one posterior sample each.
     """
-    from vae.batches import Batches
-
     encoder, decoder = halves
     latent_dim = decoder.input_shape[1]  # an older run has a mixture to draw from, but was trained with N(0, I)
     prior = run.load_prior(latent_dim) if run.settings.prior == "mixture" else sampling.make_normal(latent_dim)
-    batches = Batches(dataset.test_images, BATCH, options.seed, binarize=options.binarize)
-    pixels = np.concatenate([batches[index][0] for index in range(len(batches))])
-    posterior = metrics.Posterior(pixels, *encoder.predict(pixels, batch_size=BATCH, verbose=0))
-    log_likelihood = build_log_likelihood(decoder, options.variance)
-    z = sampling.draw_codes(posterior.mean, posterior.log_var, np.random.default_rng(options.seed))
-    reconstruction = -log_likelihood.predict([pixels, z], batch_size=BATCH, verbose=0)
-    kl = metrics.kl_loss(posterior, z, prior)
-    nll = estimate_likelihood(posterior, log_likelihood, prior, options)
+    models = encoder, build_log_likelihood(decoder, options.variance), prior
+    # The first test images of MNIST are easier than the rest, by 1.2 nats for the first 1,000.
+    chosen = np.random.default_rng(options.seed).permutation(len(dataset.test_images))[: options.images]
+    (reconstruction, kl, irreducible), posterior, pixels = measure_losses(models, dataset, chosen, options)
+    some = metrics.Posterior(pixels, posterior.mean[chosen], posterior.log_var[chosen])
+    nll = estimate_likelihood(some, *models[1:], options)
     measured = {
         "general_loss": metrics.mean(reconstruction + kl),
         "reconstruction_loss": metrics.mean(reconstruction),
@@ -108,25 +104,50 @@ def measure(
         "latent_dim": posterior.mean.shape[1],
         "label_accuracy": metrics.label_accuracy(prior, posterior.mean, dataset.test_labels),
         "parameters": encoder.count_params() + decoder.count_params() + prior.count_params(),
-        "irreducible_loss": metrics.irreducible_loss(pixels, options.variance),
+        "irreducible_loss": metrics.mean(irreducible),
     }
     return measured, posterior
 
 
+def measure_losses(
+    models: tuple, dataset: data.Dataset, chosen: np.ndarray, options: argparse.Namespace
+) -> tuple[np.ndarray, metrics.Posterior, np.ndarray]:
+    """Return the losses of each test image (3, n), in nats, all posteriors, and the pixels of the chosen (m, H, W).
+
+    The losses are reconstruction, KL and the irreducible part. Only the chosen images and one batch are in memory.
+    """
+    from vae.batches import Batches
+
+    encoder, log_likelihood, prior = models
+    batches = Batches(dataset.test_images, BATCH, options.seed, binarize=options.binarize)
+    pixels = np.empty((len(chosen), *dataset.image_shape), np.float32)
+    rng, start, losses, codes = np.random.default_rng(options.seed), 0, [], []
+    for index in range(len(batches)):
+        (images,) = batches[index]
+        posterior = metrics.Posterior(images, *encoder.predict_on_batch(images))
+        z = sampling.draw_codes(posterior.mean, posterior.log_var, rng)
+        reconstruction = -log_likelihood.predict_on_batch([images, z])
+        irreducible = metrics.irreducible_loss(images, options.variance)
+        losses.append((reconstruction, metrics.kl_loss(posterior, z, prior), irreducible))
+        codes.append((posterior.mean, posterior.log_var))
+        is_here = (start <= chosen) & (chosen < start + len(images))
+        pixels[is_here] = images[chosen[is_here] - start]
+        start += len(images)
+    return np.concatenate(losses, axis=1), metrics.Posterior(None, *np.concatenate(codes, axis=1)), pixels
+
+
 def estimate_likelihood(posterior: metrics.Posterior, log_likelihood, prior, options: argparse.Namespace) -> np.ndarray:
-    """Estimate -log p(x) of some images, drawn at random: (n,), in nats. A progress bar is shown on a terminal."""
+    """Estimate -log p(x) of these images: (n,), in nats. A progress bar is shown on a terminal."""
     from tqdm import tqdm
 
-    # The first test images of MNIST are easier than the rest, by 1.2 nats for the first 1,000.
-    chosen = np.random.default_rng(options.seed).permutation(len(posterior.mean))[: options.images]
     samples = options.importance_samples
-    with tqdm(total=len(chosen) * samples, unit=" z", leave=False, disable=None) as bar:
+    with tqdm(total=len(posterior.mean) * samples, unit=" z", leave=False, disable=None) as bar:
 
         def decode(x: np.ndarray, z: np.ndarray) -> np.ndarray:
             bar.update(len(z))
             return log_likelihood.predict_on_batch([x, z])
 
-        return metrics.negative_log_likelihood(posterior.part(chosen), decode, prior, samples, options.seed)
+        return metrics.negative_log_likelihood(posterior, decode, prior, samples, options.seed)
 
 
 def build_log_likelihood(decoder, variance: float | None):

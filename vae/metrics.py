@@ -16,9 +16,9 @@ ACTIVE = 0.01  # a latent dimension is active where its posterior mean has a lar
 
 @dataclass(frozen=True)
 class Posterior:
-    """Images (n, H, W) in [0, 1], and the mean and log_var of q(z|x), each (n, D)."""
+    """Images (n, H, W) in [0, 1], or None where only the codes matter; mean and log_var of q(z|x), each (n, D)."""
 
-    images: np.ndarray
+    images: np.ndarray | None
     mean: np.ndarray
     log_var: np.ndarray
 
@@ -96,18 +96,16 @@ def active_units(mean: np.ndarray) -> int:
     return int(np.sum(np.var(mean, axis=0, dtype=np.float64) > ACTIVE))
 
 
-def irreducible_loss(images: np.ndarray, variance: float | None = None) -> float:
-    """Return the reconstruction loss of images (n, H, W) that are decoded exactly, in nats per image: the least loss.
+def irreducible_loss(images: np.ndarray, variance: float | None = None) -> np.ndarray:
+    """Return the reconstruction loss of images (n, H, W) that are decoded exactly: (n,), in nats: the least loss.
 
     Without a variance it is the entropy of the grey pixels, 0 for binary ones. With a variance it is the constant of
     the Gaussian density.
     """
     if variance is not None:
-        return images[0].size / 2 * float(np.log(2 * np.pi * variance))
-    total = 0.0
-    for part in (images, 1 - images):
-        total -= np.sum(part * np.log(np.where(part > 0, part, 1)), dtype=np.float64)
-    return total / len(images)
+        return np.full(len(images), images[0].size / 2 * np.log(2 * np.pi * variance))
+    parts = (images, 1 - images)
+    return -sum(np.sum(part * np.log(np.where(part > 0, part, 1)), axis=(1, 2), dtype=np.float64) for part in parts)
 
 
 def mean(values: np.ndarray) -> float:
