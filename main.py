@@ -1,6 +1,5 @@
 """Train a variational autoencoder on MNIST: python main.py (see python main.py --help)."""
 
-import argparse
 import importlib
 import math
 from argparse import Namespace
@@ -8,12 +7,13 @@ from contextlib import closing
 
 import numpy as np
 
-from vae import report, settings, terminal
+from vae import devices, report, settings, terminal
 from vae.data import Dataset
 from vae.run import LOSSES, Run
 
 WARMUP = 0.01  # share of the training steps in which the learning rate rises
 BATCH = 1000  # images in a batch that is only measured, encoded or reconstructed
+CODES = 200_000  # training images that are encoded at the end, at most: more would tell no more of the latent space
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,32 +22,28 @@ def main(arguments: list[str] | None = None) -> None:
     if given.get("network") == "help":
         terminal.import_keras()
         return report.list_networks()
-    run = Run.resume(given.pop("resume"), given) if "resume" in given else Run.new(given)
-    if run.is_complete:
-        return report.print_complete(run)
-    dataset = run.load_data()  # images to train on, to validate on and to test on
-    report.print_remarks(dataset)
-    vae = build_vae(run.settings, dataset)
-    report.print_banner(run.settings, dataset, vae)
-    with run.begin(vae, dataset):  # a new run starts at epoch 0; a resumed one restores weights, optimizer and history
-        train(vae, dataset, run)
-        losses = finish(vae, dataset, run)
-    report.print_end(run, dataset, losses)
+    with devices.Devices(given) as team:  # one device, as a rule
+        run = Run.resume(given.pop("resume"), given) if "resume" in given else Run.new(given)
+        if run.is_complete:
+            return report.print_complete(run)
+        dataset = run.load_data()  # images to train on, to validate on and to test on
+        report.print_remarks(dataset)
+        team.share()
+        vae = build_vae(run.settings, dataset)
+        report.print_banner(run.settings, dataset, vae)
+        with run.begin(vae, dataset, team.is_first):  # a new run starts at epoch 0; a resumed one restores all
+            train(vae, dataset, run)
+            if team.is_first:
+                vae = devices.gather(vae, lambda: build_vae(run.settings, dataset))
+                report.print_end(run, dataset, finish(vae, dataset, run))
 
 
 def parse(arguments: list[str] | None = None) -> dict:
-    """Read the command line: the settings that were given, by name, and `resume` where it was given."""
+    """Read the command line: what was given of the settings, by name, of `resume` and of the devices."""
     parser = terminal.Parser(description="Train a variational autoencoder on MNIST; the run is saved in checkpoints/.")
     settings.add_flags(parser)
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        default=argparse.SUPPRESS,
-        metavar="DIR",
-        help="go on with the run in DIR, or with the newest unfinished one, from its last whole epoch; a finished run "
-        "goes on with a larger --epochs, and may then have other --importance-samples (default: a new run)",
-    )
+    settings.add_resume_flag(parser)
+    devices.add_flags(parser)
     return vars(parser.parse_args(arguments))
 
 
@@ -99,7 +95,7 @@ def train(vae, dataset: Dataset, run: Run) -> None:
     """Fit the model, from the first epoch that the run has not been trained for. It is saved after every epoch."""
     import keras
 
-    from vae.batches import Batches
+    from vae.batches import Batches, share
     from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
 
     options = run.settings
@@ -112,10 +108,10 @@ def train(vae, dataset: Dataset, run: Run) -> None:
         if len(run.rows) < options.epochs:
             print("-> Training is started.", flush=True)
             vae.fit(
-                batches,
+                share(batches),
                 epochs=options.epochs,
                 initial_epoch=len(run.rows),
-                validation_data=make_batches(held_out, options),
+                validation_data=share(make_batches(held_out, options)),
                 callbacks=callbacks,
                 shuffle=False,  # `Batches` shuffles, and draws binary pixels, by (seed, epoch)
                 verbose=0,
@@ -127,11 +123,12 @@ def finish(vae, dataset: Dataset, run: Run) -> dict[str, float]:
     from vae import plots, sampling
 
     options = run.settings
-    mean, log_var = vae.encoder.predict(make_batches(dataset.train_images, options), verbose=0)
-    if options.prior == "mixture" and dataset.train_labels is not None:
+    images, labels = dataset.sample_training(CODES, options.seed)
+    mean, log_var = vae.encoder.predict(make_batches(images, options), verbose=0)
+    if options.prior == "mixture" and labels is not None:
         mixture = sampling.read_mixture(vae.prior.to_arrays(), options.latent_dim)
         codes = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
-        run.save_prior(vars(sampling.learn_labels(mixture, codes, dataset.train_labels)))
+        run.save_prior(vars(sampling.learn_labels(mixture, codes, labels)))
     if options.save_reconstructions:
         run.save_reconstructions(vae, make_batches(dataset.train_images, options), dataset.train_images.shape)
     vae.reseed(options.seed, options.epochs)

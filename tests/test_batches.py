@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from vae.batches import Batches
+from vae.batches import Batches, Share, share
 from vae.callbacks import Reseed, StopAtNonFinite
 
 COUNT = 23
@@ -147,3 +147,52 @@ def test_fit_sees_the_batches_of_each_epoch_and_no_stale_ones(images, steps_per_
 def test_no_epoch_waits_for_the_tuning_thread_of_tf_data(images, backend, workers, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     assert Batches(images, 10, seed=0).workers == workers
+
+
+# Several devices
+
+
+def share_of(batches: Batches, monkeypatch, devices: int, processes: int) -> list[list]:
+    """The items of each process."""
+    shares = []
+    for process in range(processes):
+        together = SimpleNamespace(num_model_replicas=devices, num_processes=processes, data_shard_id=process)
+        monkeypatch.setattr(keras.distribution, "distribution", lambda together=together: together)
+        part = share(batches)
+        assert isinstance(part, Share) and len(part) == len(batches)
+        shares.append([part[index][0] for index in range(len(part))])
+    return shares
+
+
+@pytest.mark.parametrize("devices, processes", [(2, 1), (4, 1), (4, 2), (6, 3), (40, 2)])
+def test_the_shares_of_all_processes_are_the_batch_and_its_first_images_again(images, monkeypatch, devices, processes):
+    batches = Batches(images, 10, seed=0, shuffle=True, binarize=True)
+    shares = share_of(batches, monkeypatch, devices, processes)
+    for index in range(len(batches)):
+        (whole,) = batches[index]
+        parts = [items[index] for items in shares]
+        assert {places.shape for _, places in parts} == {(0, len(whole))}
+        assert len({len(part) for part, _ in parts}) == 1
+        found = np.concatenate([part for part, _ in parts])
+        assert len(found) % devices == 0 and 0 <= len(found) - len(whole) < devices
+        np.testing.assert_array_equal(found, np.resize(whole, found.shape))
+
+
+def test_a_process_reads_its_share_alone(images, monkeypatch):
+    class Images:
+        shape, read = images.shape, []
+
+        def __len__(self):
+            return COUNT
+
+        def __getitem__(self, rows):
+            self.read.append(len(rows))
+            return images[rows]
+
+    share_of(Batches(Images(), 8, seed=0), monkeypatch, 4, 2)
+    assert Images.read == [4] * 6  # two processes, three batches of 8, 8 and 7
+
+
+def test_without_several_devices_a_share_is_all(images):
+    batches = Batches(images, 10, seed=0)
+    assert share(batches) is batches

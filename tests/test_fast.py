@@ -53,6 +53,20 @@ def shared_noise(monkeypatch, rng) -> None:
     monkeypatch.setattr(model.VAE, "reseed", lambda vae: place.__setitem__(0, 0))
 
 
+@pytest.mark.parametrize("samples, beta", [(1, 2.0), (3, 1.0)])
+def test_images_that_are_there_twice_do_not_count(samples, beta, shared_noise, rng):
+    images = rng.random((7, *SIDES), np.float32)
+    vae = build("standard", beta=beta, variance=0.1, importance_samples=samples)
+    vae.encoder.get_layer("dropout").rate = 0.0  # its noise cannot be the same
+    vae.reseed()
+    losses, gradients = train(vae, images)
+    vae.reseed()
+    found = train(fast.ParallelVAE(*fast._take_apart(vae)), (np.resize(images, (9, *SIDES)), np.empty((0, 7))))
+    assert found[0] == pytest.approx(losses, rel=1e-5)
+    for one, other in zip(gradients, found[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(one).max())
+
+
 @pytest.mark.parametrize("name, count, samples", [*((name, 7, 1) for name in IN_SHARDS), ("dense", 2, 3)])
 def test_two_shards_have_the_losses_and_gradients_of_the_whole_batch(name, count, samples, shared_noise, rng):
     images = rng.random((count, *SIDES), np.float32)

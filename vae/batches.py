@@ -45,12 +45,52 @@ class Batches(keras.utils.PyDataset):
     def take(self, chosen: np.ndarray) -> np.ndarray:
         """Return the images with these numbers in the order of the batches, each once: (n, H, W)."""
         edges = np.cumsum([0, *map(len, self._parts)])
-        images = [self[index][0][np.isin(np.arange(*edges[index : index + 2]), chosen)] for index in range(len(self))]
+        places = [np.flatnonzero(np.isin(np.arange(*edges[index : index + 2]), chosen)) for index in range(len(self))]
+        images = [self.read(index, part) for index, part in enumerate(places)]
         return np.concatenate(images)[np.argsort(np.argsort(chosen))]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray]:
-        batch = to_pixels(self._images[self._parts[index]])
+        return (self.read(index, slice(None)),)
+
+    def count(self, index: int) -> int:
+        """Return the number of images in a batch."""
+        return len(self._parts[index])
+
+    def read(self, index: int, places: slice | np.ndarray) -> np.ndarray:
+        """Return the images at these places of a batch; no others are read."""
+        images = to_pixels(self._images[self._parts[index][places]])
         if self._binarize:
-            uniform = np.random.default_rng([self._seed, self._epoch, 1 + index]).random(batch.shape, np.float32)
-            batch = (uniform < batch).astype(np.float32)
-        return (batch,)
+            rng = np.random.default_rng([self._seed, self._epoch, 1 + index])
+            uniform = rng.random((self.count(index), *images.shape[1:]), np.float32)[places]
+            images = (uniform < images).astype(np.float32)
+        return images
+
+
+class Share(keras.utils.PyDataset):
+    """What this process gives to each batch that several devices compute together, as `fit` takes it.
+
+    Each device gets as many images as the others. Where the number of images does not allow that, the last places are
+    filled with the first images again. `fast.ParallelVAE` leaves these out, so the losses are those of one device. For
+    that an item has two parts: images (share, H, W), and an empty array (0, n) for n images in the whole batch.
+    """
+
+    def __init__(self, batches: Batches):
+        super().__init__()
+        self._batches = batches
+        distribution = keras.distribution.distribution()
+        self._devices, self._processes = distribution.num_model_replicas, distribution.num_processes
+        self._process = distribution.data_shard_id
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray]]:
+        count = self._batches.count(index)
+        share = math.ceil(count / self._devices) * self._devices // self._processes
+        places = np.arange(self._process * share, (self._process + 1) * share) % count
+        return ((self._batches.read(index, places), np.empty((0, count), np.float32)),)
+
+
+def share(batches: Batches) -> Batches | Share:
+    """Return what this process gives to batches: all, unless several devices compute them together."""
+    return batches if keras.distribution.distribution() is None else Share(batches)

@@ -211,15 +211,17 @@ def number_classes(labels: Labels) -> tuple[Labels, tuple[str, ...] | None]:
     given = [part for part in labels.values() if part is not None]
     if all(part.dtype.kind != "U" for part in given):
         return labels, None
-    names = sorted(set().union(*(part.astype(str).tolist() for part in given)))
+    names = sorted(set().union(*(np.unique(part).astype(str).tolist() for part in given)))
     numbers = [_to_whole_number(name) for name in names]
     is_named = None in numbers or len(set(numbers)) < len(names)
     codes = range(len(names)) if is_named else numbers  # digits, for example, stay what they are
     code_of = dict(zip(names, codes, strict=True))
-    numbered = {
-        name: None if part is None else np.array([code_of[text] for text in part.astype(str).tolist()], np.int64)
-        for name, part in labels.items()
-    }
+
+    def to_numbers(part: np.ndarray) -> np.ndarray:
+        found, inverse = np.unique(part, return_inverse=True)  # a text for each class, not for each image
+        return np.array([code_of[text] for text in found.astype(str).tolist()], np.int64)[inverse]
+
+    numbered = {name: None if part is None else to_numbers(part) for name, part in labels.items()}
     return numbered, tuple(names) if is_named else None
 
 

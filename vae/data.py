@@ -70,6 +70,14 @@ class Dataset:
         """Height and width."""
         return self.train_images.shape[1:]
 
+    def sample_training(self, most: int, seed: int) -> tuple[Images, np.ndarray | None]:
+        """At most so many training images, chosen at random by `seed`, and their labels (or None)."""
+        count = len(self.train_images)
+        if count <= most:
+            return self.train_images, self.train_labels
+        rows = np.sort(np.random.default_rng(seed).choice(count, most, replace=False, shuffle=False))
+        return Subset(self.train_images, rows), None if self.train_labels is None else self.train_labels[rows]
+
     @property
     def replaces_mnist(self) -> bool:
         """Whether these are the digits because MNIST is unavailable."""

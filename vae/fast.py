@@ -13,10 +13,12 @@ SMALLEST_BATCH = 50  # images; half a smaller batch is not worth a core, and no 
 
 
 def speed_up(vae: VAE, in_shards: bool) -> VAE:
-    """Return the fast VAE with the same parts, on TensorFlow and a CPU; elsewhere the VAE itself.
+    """Return the fast VAE with the same parts, on TensorFlow and a CPU or on several devices; elsewhere the VAE itself.
 
     `in_shards` says whether batches may be computed in parts.
     """
+    if keras.distribution.distribution() is not None:
+        return ParallelVAE(*_take_apart(vae))
     if keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
         return vae
     return FastVAE(vae, SHARDS if in_shards else 1)
@@ -29,7 +31,7 @@ class FastVAE(VAE):
     """
 
     def __init__(self, vae: VAE, shards: int):
-        super().__init__((vae.encoder, vae.decoder), vae.prior, vae.beta, vae.variance, vae.importance_samples)
+        super().__init__(*_take_apart(vae))
         self.shards = shards
 
     def encode_and_decode(self, images, training=False):
@@ -38,6 +40,19 @@ class FastVAE(VAE):
         half = ops.shape(images)[0] // 2
         shards = [super(FastVAE, self).encode_and_decode(part, training) for part in (images[:half], images[half:])]
         return [ops.concatenate(parts) for parts in zip(*shards, strict=True)]
+
+
+class ParallelVAE(VAE):
+    """A VAE for the batches of `batches.Share`, which several devices compute together."""
+
+    def call(self, inputs, training=False):
+        images, places = inputs
+        count = places.shape[1]  # the images after these are there twice
+        return [part[:count] for part in super().call(images, training)]
+
+
+def _take_apart(vae: VAE) -> tuple:
+    return (vae.encoder, vae.decoder), vae.prior, vae.beta, vae.variance, vae.importance_samples
 
 
 class Adam(keras.optimizers.Adam):

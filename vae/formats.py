@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import math
+import shlex
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -25,10 +26,12 @@ NPY_HEADER = 2**10  # bytes: 118 are usual; some thousands could exhaust Python'
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 LINE = 2**20  # characters of a line of CSV, at most
 COLUMNS = 2**16
-PIECE = 2**20  # characters of CSV that are read at once
+PIECE = 2**20  # characters of CSV, or bytes, that are read at once
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y", "digit", "character", "letter")
 OTHER_COLUMNS = ("", "id", "index", "imageid", "unnamed: 0")  # which number the images
 LABEL = 100  # characters of a label, at most
+SMALLER = "save the images as they are to be used, bytes (n, H, W), as x_train.npy in a folder: it is not read at once"
+UNPACK = "turn it into .npy files, which are not read at once: python -m vae.unpack {} FOLDER, then --data FOLDER"
 
 
 @contextmanager
@@ -45,23 +48,26 @@ def in_one_line(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: is damaged, or of another format ({reason}); get a fresh copy of it") from error
 
 
-def check_size(where: str, shape: tuple[int, ...], item_bytes: int) -> None:
+def check_size(where: str, shape: tuple[int, ...], item_bytes: int, remedy: str = SMALLER) -> None:
     """Refuse an array that would take more memory than the limit."""
     size = math.prod(shape) * item_bytes
     if size > MAX_BYTES:
-        remedy = "save fewer images, or as bytes, or as x_train.npy in a folder, which is not read at once"
         taken = f"{size:,}" if size < 2**63 else "endless"
         raise UserError(f"{where}: takes {taken} bytes of memory, more than {MAX_BYTES:,}; {remedy}")
 
 
-def _check(where: str, shape: tuple[int, ...], dtype: np.dtype, is_mapped: bool = False) -> None:
-    """Refuse, before it is read, an array of objects, an empty one and one that is too large for memory."""
+def _check(where: str, shape: tuple[int, ...], dtype: np.dtype, unpack: Path | None = None) -> None:
+    """Refuse, before it is read, an array of objects, an empty one and one that is too large for memory.
+
+    `unpack` is what vae/unpack.py turns into .npy files; without it the array is not to be in memory.
+    """
     if dtype.hasobject:
         raise UserError(f"{where}: holds pickled objects, which are never read; save it as a plain array")
     if math.prod(shape) < 1:
         raise UserError(f"{where}: has shape {str(shape)[:100]} and holds nothing; save at least one image")
-    if not is_mapped:
-        check_size(where, shape, max(dtype.itemsize, 4 if dtype.kind in "bf" else 1))  # truth values become floats
+    if unpack is not None:
+        item_bytes = max(dtype.itemsize, 4 if dtype.kind in "bf" else 1)  # truth values become floats
+        check_size(where, shape, item_bytes, UNPACK.format(shlex.quote(str(unpack))))
 
 
 def _open_unzipped(raw: BinaryIO) -> BinaryIO:
@@ -76,24 +82,48 @@ def read_idx(path: Path, dimensions: tuple[int, ...]) -> np.ndarray:
     """Read an IDX file, gzipped or not, whose array must have one of these numbers of dimensions."""
     with in_one_line(path), open(path, "rb") as raw:
         file = _open_unzipped(raw)
-        magic = file.read(4)
-        if not magic:
-            raise UserError(f"{path}: is empty; get a fresh copy of it")
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or magic[3] not in dimensions:
-            wanted = " or ".join(f"0x00000{8:x}{number:02x}" for number in dimensions)
-            what = f"begins with the magic number 0x{magic.hex()}, expected {wanted}"
-            raise UserError(f"{path}: {what}; check that it is the file that its name says")
-        dtype, sizes = np.dtype(IDX_TYPES[magic[2]]), file.read(4 * magic[3])
-        if len(sizes) < 4 * magic[3]:
-            raise UserError(f"{path}: is truncated within its header; get a fresh copy of it")
-        shape = struct.unpack(f">{magic[3]}I", sizes)
-        _check(str(path), shape, dtype)
+        shape, dtype = _read_idx_header(path, file, dimensions)
+        _check(str(path), shape, dtype, unpack=path.parent)
         size = math.prod(shape) * dtype.itemsize
         content = file.read(size + 1)  # one more: gzip comes to its checksum, and a longer file shows
-    if len(content) != size:
-        what = "goes on after" if len(content) > size else f"is truncated: it holds {len(content):,} bytes of"
-        raise UserError(f"{path}: {what} the {size:,} that its header declares; get a fresh copy of it")
+        _check_length(path, len(content), size)
     return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _read_idx_header(path: Path, file: BinaryIO, dimensions: tuple[int, ...]) -> tuple[tuple[int, ...], np.dtype]:
+    magic = file.read(4)
+    if not magic:
+        raise UserError(f"{path}: is empty; get a fresh copy of it")
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or magic[3] not in dimensions:
+        wanted = " or ".join(f"0x00000{8:x}{number:02x}" for number in dimensions)
+        what = f"begins with the magic number 0x{magic.hex()}, expected {wanted}"
+        raise UserError(f"{path}: {what}; check that it is the file that its name says")
+    sizes = file.read(4 * magic[3])
+    if len(sizes) < 4 * magic[3]:
+        raise UserError(f"{path}: is truncated within its header; get a fresh copy of it")
+    return struct.unpack(f">{magic[3]}I", sizes), np.dtype(IDX_TYPES[magic[2]])
+
+
+def _check_length(path: Path, found: int, declared: int) -> None:
+    if found != declared:
+        what = "goes on after" if found > declared else f"is truncated: it holds {found:,} bytes of"
+        raise UserError(f"{path}: {what} the {declared:,} that its header declares; get a fresh copy of it")
+
+
+def idx_to_npy(path: Path) -> Iterator[bytes]:
+    """Turn an IDX file, gzipped or not, into an .npy file: its content in pieces."""
+    with in_one_line(path), open(path, "rb") as raw:
+        file = _open_unzipped(raw)
+        shape, dtype = _read_idx_header(path, file, (1, 2, 3))
+        _check(str(path), shape, dtype)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+        yield header.getvalue()
+        size, done = math.prod(shape) * dtype.itemsize, 0
+        while done <= size and (piece := file.read(PIECE)):
+            yield piece
+            done += len(piece)
+        _check_length(path, done, size)
 
 
 # .npy: a header and an array; .npz (numpy.savez): a zip archive of them
@@ -105,7 +135,7 @@ def map_npy(path: Path) -> np.ndarray:
         with open(path, "rb") as file:
             shape, dtype, start = _read_header(file)
             end = file.seek(0, io.SEEK_END)
-        _check(str(path), shape, dtype, is_mapped=True)
+        _check(str(path), shape, dtype)
         size = math.prod(shape) * dtype.itemsize
         if start + size != end:
             raise UserError(f"{path}: declares {size:,} bytes, but holds {end - start:,}; write it with numpy.save")
@@ -125,17 +155,30 @@ def list_npz(path: Path) -> list[str]:
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with _open_member(path, archive, name, unpack=path) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+@contextmanager
+def _open_member(path: Path, archive: zipfile.ZipFile, name: str, unpack: Path | None = None) -> Iterator[BinaryIO]:
+    """Open the .npy file of an array in an archive, after a look at its header."""
     where, member = f"{path}: {name}", archive.getinfo(f"{name}.npy")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA takes what memory it declares
         raise UserError(f"{where}: is compressed in an unusual way; write it with numpy.savez or savez_compressed")
     with archive.open(member) as file:
         shape, dtype, start = _read_header(file)
-        _check(where, shape, dtype)
+        _check(where, shape, dtype, unpack)
         size = math.prod(shape) * dtype.itemsize
         if start + size != member.file_size:
             raise UserError(f"{where}: declares {size:,} bytes, but the archive another size; write it by numpy.savez")
         file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)
+        yield file
+
+
+def member_to_npy(path: Path, name: str) -> Iterator[bytes]:
+    """Read an array of an archive as an .npy file: its content in pieces."""
+    with in_one_line(path), zipfile.ZipFile(path) as archive, _open_member(path, archive, name) as file:
+        yield from iter(lambda: file.read(PIECE), b"")
 
 
 def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int]:

@@ -62,7 +62,7 @@ def read(path: Path, size: tuple[int, int] | None, remarks: Remarks) -> Contents
     """
     if path.is_file():
         contents = _read_file(path)
-    elif files := _find_files(path, remarks):
+    elif files := find_files(path, remarks):
         contents = _read_files(files)
     else:
         contents = _read_folder(path, size, remarks)
@@ -77,7 +77,7 @@ def read(path: Path, size: tuple[int, int] | None, remarks: Remarks) -> Contents
 
 def holds_something(path: Path) -> bool:
     """Whether there is a file or folder at a path, or files of a data set whose names begin so."""
-    return path.exists() or (path.parent.is_dir() and bool(_find_files(path, Remarks())))
+    return path.exists() or (path.parent.is_dir() and bool(find_files(path, Remarks())))
 
 
 def _read_folder(path: Path, size: tuple[int, int] | None, remarks: Remarks) -> Contents:
@@ -107,7 +107,7 @@ def _list_files(folder: Path) -> list[Path]:
 # Files with known names
 
 
-def _find_files(path: Path, remarks: Remarks) -> dict[str, Path]:
+def find_files(path: Path, remarks: Remarks) -> dict[str, Path]:
     """The files of a data set by role, in a folder or, as torchvision has them, in NAME/raw inside; {} without any."""
     folder, wanted = (path, None) if path.is_dir() else (path.parent, path.name.lower())
     for places in ([folder], [folder / "raw", folder / "gzip"], [*folder.glob("*/raw"), *folder.glob("*/gzip")]):
@@ -142,8 +142,13 @@ def _list(names: Iterable[str]) -> str:
 IDX_NAME = re.compile(r"[-.]idx\d-(ubyte|int)(\.gz)?$")
 
 
+def is_idx(path: Path) -> bool:
+    """Whether a file is called as IDX files are."""
+    return bool(IDX_NAME.search(path.name.lower()))
+
+
 def _is_idx(path: Path, name: Name) -> bool:
-    return bool(IDX_NAME.search(path.name.lower())) and name.kind is not None
+    return is_idx(path) and name.kind is not None
 
 
 def _is_npy(path: Path, name: Name) -> bool:
@@ -182,7 +187,7 @@ def _read_files(files: dict[str, Path]) -> Contents:
             arrays[role] = formats.map_npy(path)
         elif path.suffix == ".npz":
             arrays[role] = formats.read_npz(path, formats.list_npz(path)[:1])[0]
-        elif IDX_NAME.search(path.name.lower()):
+        elif is_idx(path):
             array = formats.read_idx(path, (3,) if "images" in role else (1, 2))
             is_qmnist = array.ndim == 2 and array.shape[1] == 8 and array.itemsize == 4
             arrays[role] = array[:, 0] if is_qmnist else array  # QMNIST's labels begin with the class
@@ -221,7 +226,7 @@ def _read_file(path: Path) -> Contents:
         return _read_files({"train_images": path})
     if name.endswith((".csv", ".csv.gz")):
         return _read_files({f"{parse_name(name).part or 'train'}_images": path})
-    if IDX_NAME.search(name):
+    if is_idx(path):
         raise UserError(f"{path}: is one of several files; name the folder that holds them")
     hint = HINTS.get(path.suffix.lower(), "give a folder of IDX files or pictures, or an .npz, .npy or .csv file")
     raise UserError(f"{path}: cannot be read; {hint}")
@@ -229,6 +234,13 @@ def _read_file(path: Path) -> Contents:
 
 def _read_archive(path: Path) -> Contents:
     """Read the arrays of an .npz file whose names say their roles."""
+    roles = find_arrays(path)
+    arrays = dict(zip(roles, formats.read_npz(path, list(roles.values())), strict=True))
+    return Contents(arrays, {role: f"{path}: {name}" for role, name in roles.items()})
+
+
+def find_arrays(path: Path) -> dict[str, str]:
+    """Return the names of the arrays in an .npz file by role."""
     present = formats.list_npz(path)
     names = {name: parse_name(name) for name in present}
     if any(name.part and name.kind for name in names.values()):  # then others, such as a list of names, do not count
@@ -243,5 +255,4 @@ def _read_archive(path: Path) -> Contents:
     if not any("images" in role for role in roles):
         what = f"holds no images by a known name (it holds {str(present)[:200]})"
         raise UserError(f"{path}: {what}; save it with x_train, x_test and, if any, labels y_train and y_test")
-    arrays = dict(zip(roles, formats.read_npz(path, list(roles.values())), strict=True))
-    return Contents(arrays, {role: f"{path}: {name}" for role, name in roles.items()})
+    return roles

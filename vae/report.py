@@ -67,7 +67,7 @@ def print_banner(settings: Namespace, dataset: Dataset, vae) -> None:
         "precision": settings.precision,
         "deterministic": settings.deterministic,
         "seed": settings.seed,
-        "device": f"{', '.join(find_devices())} ({os.cpu_count()} cores, {keras.backend.backend()})",
+        "device": f"{_name_devices(find_devices())} ({os.cpu_count()} cores, {keras.backend.backend()})",
         "parameters": sum(part.count_params() for part in (vae.encoder, vae.decoder, vae.prior)),
     }
     rule = "=" * 60
@@ -76,6 +76,10 @@ def print_banner(settings: Namespace, dataset: Dataset, vae) -> None:
     stages += [(name, vae.encoder.outputs[0].shape) for name in ("mu", "sigma", "epsilon", "z")]
     _print_stages("Encoder", stages)
     print_decoder(vae.decoder)
+
+
+def _name_devices(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} devices, {names[0]} to {names[-1]}"
 
 
 def print_decoder(decoder) -> None:

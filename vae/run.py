@@ -146,13 +146,20 @@ class Run:
     # Train
 
     @contextmanager
-    def begin(self, vae, dataset: data.Dataset) -> Iterator[None]:
+    def begin(self, vae, dataset: data.Dataset, writes: bool = True) -> Iterator[None]:
         """Create the folder, or restore the model from it, and lock it. On Ctrl-C, name the command that resumes.
 
-        In a folder that --overwrite released, the old run stays until the first epoch of the new one is saved.
+        In a folder that --overwrite released, the old run stays until the first epoch of the new one is saved. Of
+        several processes only the first `writes`; the others restore the model, and count the epochs.
         """
         earlier = self.config
         self.config = _describe(self.settings, vae, dataset, earlier)
+        self._writes = writes
+        if not writes:
+            if earlier is not None:
+                self._restore(vae, earlier)
+            yield
+            return
         if self.folder is None:
             self.folder = _create_folder(self.settings, dataset.name)
         self._training_images = dataset.train_images
@@ -176,6 +183,8 @@ class Run:
     def save_epoch(self, vae, row: dict) -> None:
         """Save the run after an epoch with this row."""
         self.rows.append(row)
+        if not self._writes:
+            return
         self._write_epoch(vae)
         if len(self.rows) == 1:  # until now it may have been the figure of a run that is overwritten
             self._draw_training_images()

@@ -66,7 +66,8 @@ class Mixture:
 
     def label_probabilities(self, z: np.ndarray) -> np.ndarray:
         """Return p(label | z) for latent vectors (n, D): (n, C)."""
-        return self.responsibilities(z) @ self.class_shares
+        pieces = np.split(z, range(AT_ONCE, len(z), AT_ONCE))  # of the components, (n, M), only a part is in memory
+        return np.concatenate([self.responsibilities(piece) @ self.class_shares for piece in pieces])
 
     def responsibilities(self, z: np.ndarray) -> np.ndarray:
         """Return p(component | z) for latent vectors (n, D): (n, M), by Bayes' rule."""

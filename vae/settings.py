@@ -141,6 +141,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(setting.flag, default=argparse.SUPPRESS, **options)
 
 
+def add_resume_flag(parser: argparse.ArgumentParser) -> None:
+    """Give the parser the flag that goes on with a run."""
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="go on with the run in DIR, or with the newest unfinished one, from its last whole epoch; a finished run "
+        "goes on with a larger --epochs, and may then have other --importance-samples (default: a new run)",
+    )
+
+
 def add_checkpoint_flag(parser: argparse.ArgumentParser, use: str) -> None:
     """Give the parser the flag that names a trained run."""
     newest = "the one that finished last, else the shipped model"

@@ -78,14 +78,7 @@ def import_keras():
     the descriptor itself is silenced during the import. The user's keras.json is not read: what it can say (the backend
     aside, which KERAS_BACKEND chooses) would break a run. Raises UserError for a backend that is not installed.
     """
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow").lower()
-    if backend not in BACKENDS:
-        raise UserError(
-            f"KERAS_BACKEND={backend}: there is no such backend; set it to {', '.join(BACKENDS)}, or unset it"
-        )
-    if importlib.util.find_spec(backend) is None:
-        raise UserError(f"KERAS_BACKEND={backend}: it is not installed; pip install {backend}, or unset KERAS_BACKEND")
-    os.environ["KERAS_BACKEND"] = backend
+    os.environ["KERAS_BACKEND"] = find_backend()
     keras_home = os.environ.get("KERAS_HOME")
     os.environ["KERAS_HOME"] = os.path.join(os.devnull, "keras")  # a place that cannot exist
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -103,6 +96,18 @@ def import_keras():
     return keras
 
 
+def find_backend() -> str:
+    """Return what Keras is to compute with, by KERAS_BACKEND; UserError where it is not installed."""
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow").lower()
+    if backend not in BACKENDS:
+        raise UserError(
+            f"KERAS_BACKEND={backend}: there is no such backend; set it to {', '.join(BACKENDS)}, or unset it"
+        )
+    if importlib.util.find_spec(backend) is None:
+        raise UserError(f"KERAS_BACKEND={backend}: it is not installed; pip install {backend}, or unset KERAS_BACKEND")
+    return backend
+
+
 def find_devices() -> list[str]:
     """Return the names of the devices that Keras computes on."""
     import keras
@@ -111,7 +116,10 @@ def find_devices() -> list[str]:
         import torch
 
         return ["cuda" if torch.cuda.is_available() else "cpu"]
-    return keras.distribution.list_devices()
+    together = keras.distribution.distribution()
+    if together is not None:
+        return together.device_mesh.devices.tolist()
+    return keras.distribution.list_devices()[:1]
 
 
 @contextmanager

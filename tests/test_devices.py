@@ -1,0 +1,133 @@
+"""Several devices and several processes train as one does: virtual devices of JAX, and processes on this machine."""
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL_RUN, finish, refuse, start
+
+import main
+from vae.run import LOSSES
+
+needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed: pip install jax")
+TOLERANCE = 1e-3  # of each loss, relative
+FOUR_EPOCHS = (*SMALL_RUN, "--epochs", "4")  # the last of two flags counts
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Let JAX see so many devices, where there is one processor."""
+    return os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def train(*flags: str, devices: int = 1) -> str:
+    ended = finish("main.py", *flags, env=environment(devices))
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def start_processes(folder: Path, count: int, *flags: str) -> list:
+    """Start the processes of one run; each writes what it prints to a file of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = []
+    for number in range(count):
+        own = ("--processes", count, "--process", number, "--coordinator", address)
+        with open(folder / f"out-{number}", "w") as out, open(folder / f"error-{number}", "w") as error:
+            processes.append(start("main.py", *flags, *own, env=environment(), stdout=out, stderr=error))
+    return processes
+
+
+def losses_of(folder: Path) -> np.ndarray:
+    """All losses in a history, (epochs, losses)."""
+    with open(folder / "history.csv", newline="") as file:
+        return np.array([[float(row[p + n]) for p in ("", "test_") for n in LOSSES] for row in csv.DictReader(file)])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> np.ndarray:
+    """The losses of one device, in four epochs."""
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("JAX is not installed")
+    runs = tmp_path_factory.mktemp("alone")
+    ended = finish("main.py", *FOUR_EPOCHS, env=environment() | {"VAE_CHECKPOINTS": str(runs)})
+    assert ended.returncode == 0, ended.stderr
+    return losses_of(runs / "standard-digits-001")
+
+
+@needs_jax
+@pytest.mark.parametrize("devices, flags, computing", [(2, (), 2), (4, (), 4), (4, ("--devices", "3"), 3)])
+def test_several_devices_train_as_one(root, alone, devices, flags, computing):
+    """No number of devices divides the batches of 62 and 63 images, or the 297 test images."""
+    said = train(*FOUR_EPOCHS, *flags, devices=devices)
+    assert f"device =  {computing} devices, cpu:0 to cpu:{computing - 1} (" in said
+    folder = root / "standard-digits-001"
+    np.testing.assert_allclose(losses_of(folder), alone, rtol=TOLERANCE)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["finished"] and not {"devices", "processes"} & set(config["settings"])
+
+
+@needs_jax
+def test_a_killed_process_ends_the_others_in_a_line_and_any_number_resumes(root, alone, tmp_path):
+    """The run that is resumed by one process, and the one by two, end as a run on one device without a break."""
+    first, second = start_processes(tmp_path, 2, *FOUR_EPOCHS)
+    folder = root / "standard-digits-001"
+    wait_for(lambda: len(losses_of(folder)) > 0 if (folder / "history.csv").exists() else False, first)
+    second.send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    assert first.wait(timeout=60) == 1
+    assert time.monotonic() - began < 60
+    said = (tmp_path / "error-0").read_text().splitlines()
+    assert len(said) == 1 and "another process of this run has ended" in said[0]
+    assert (tmp_path / "out-1").read_text() == ""  # the first process alone prints the log
+    assert [path.name for path in root.iterdir()] == [folder.name]
+    assert 0 < len(losses_of(folder)) < 4
+    np.testing.assert_allclose(losses_of(folder), alone[: len(losses_of(folder))], rtol=TOLERANCE)
+
+    copy = Path(shutil.copytree(folder, root / "copy"))
+    train("--resume", str(folder))
+    np.testing.assert_allclose(losses_of(folder), alone, rtol=TOLERANCE)
+    for process in start_processes(tmp_path, 2, "--resume", copy):
+        assert process.wait(timeout=120) == 0
+    assert [(tmp_path / f"error-{number}").read_text() for number in (0, 1)] == ["", ""]
+    np.testing.assert_allclose(losses_of(copy), alone, rtol=TOLERANCE)
+    assert json.loads((copy / "config.json").read_text())["finished"]
+
+
+def wait_for(is_reached, process) -> None:
+    deadline = time.monotonic() + 120
+    while not is_reached() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert is_reached()
+
+
+@needs_jax
+def test_more_devices_than_there_are_and_no_other_process(tmp_path):
+    ended = finish("main.py", *SMALL_RUN, "--devices", "3", env=environment(2))
+    assert (
+        ended.returncode == 1
+        and ended.stderr == "main.py: --devices 3: there are only 2 here; leave it out to use all\n"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--devices", "--processes"])
+@pytest.mark.parametrize("backend", ["tensorflow", None])
+def test_only_jax_trains_on_several_devices(root, monkeypatch, flag, backend):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    if backend:
+        monkeypatch.setenv("KERAS_BACKEND", backend)
+    assert "set KERAS_BACKEND=jax" in refuse(main.main, [*SMALL_RUN, flag, "2"])
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("flags", [("--process", "0"), ("--coordinator", "localhost:1")])
+def test_a_process_alone_has_no_number(flags):
+    assert "--processes" in refuse(main.main, [*SMALL_RUN, *flags])
