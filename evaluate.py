@@ -45,8 +45,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Command line -> model -> data -> losses -> likelihood -> figures."""
     options = parse(arguments)
-    if options.figures and not Path(options.figures).is_dir():
-        raise UserError(f"--figures {options.figures}: no such folder; make it first")
+    if options.figures:
+        options.figures = terminal.as_path(options.figures)
+        if not options.figures.is_dir():
+            raise UserError(f"--figures {options.figures}: no such folder; make it first")
     run = Run.find(options.checkpoint)
     options.variance = variance_of(run.settings)
     options.binarize = options.binarize or run.settings.binarize
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{run.folder}: its pixels are Gaussian, so not binary; measure it without --binarize")
     dataset = report.load_shown_images(run, options)
     if dataset.sha256 != run.config["dataset"]["sha256"]:
-        print("-> These are not the images that the model was trained on: its config.json has others.", file=sys.stderr)
+        print("-> These are not the images that the model was trained on (their SHA-256 differs).", file=sys.stderr)
     terminal.import_keras()
     decoder = run.load_decoder(dataset.image_shape)
     encoder = run.load_encoder(decoder)
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     measured, posterior = measure(run, (encoder, decoder), dataset, options)
     if options.figures:
         title = f"{run.settings.network} on {dataset.name}"
-        draw(Path(options.figures), posterior, dataset.test_labels, title)
+        draw(options.figures, posterior, dataset.named_test_labels, title)
     if options.json:
         print(json.dumps(measured | {"images": len(posterior.mean), "checkpoint": str(run.folder)}))
     else:
