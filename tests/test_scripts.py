@@ -411,7 +411,7 @@ def test_labels_of_many_digits_are_named(root, here, spies):
     """A run with the labels 0 to 29: --digit 12 is not a one and a two."""
     images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
     np.savez("a.npz", x_train=images, y_train=np.arange(60) % 30, x_test=images[:9], y_test=np.arange(9))
-    main.main([*SMALL[2:], "--epochs", "1", "--data", "a.npz", "--components", "60"])
+    main.main([*SMALL[2:], "--epochs", "1", "--batch-size", "20", "--data", "a.npz", "--components", "60"])
     assert re.match(
         "--digit: this run has other labels .*name them with --label", refuse(generator.main, ["--digit", "12"])
     )
