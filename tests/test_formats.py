@@ -138,6 +138,14 @@ def test_labels_are_found_beside_the_pixels(tmp_path, names, to_row):
     np.testing.assert_array_equal(images[:, 1:], SMALL[:, 1:])
 
 
+def test_one_class_called_0_is_no_black_pixel(tmp_path):
+    rows = [[0, *image[:-1], 40 * number] for number, image in enumerate(SMALL)]
+    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    images, labels = formats.read_csv(tmp_path / "a.csv")
+    assert labels.tolist() == ["0"] * 6
+    np.testing.assert_array_equal(images[:, :-1], SMALL[:, :-1])
+
+
 BAD_CSV = {
     "a row that is cut": (b"label," + b"p," * 63 + b"p\n" + b"1," * 30 + b"1\n", "damaged"),
     "no square": (b"1," * 67 + b"1\n", "no square"),

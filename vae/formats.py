@@ -195,7 +195,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         return images, None
     classes = np.concatenate(labels)
     is_corner = not _is_header(row) and bool(np.isin(classes, ("0", "0.0")).all())
-    if is_corner and np.ptp(images[:, -1]):  # a black pixel of all images; the last column has labels, as in optdigits
+    if is_corner and 0 < np.ptp(images[:, -1]) < 100:  # a black pixel; the last column has labels, as in optdigits
         classes = images[:, -1].astype(str)
         images = np.roll(images, 1, axis=1)
         images[:, 0] = 0
