@@ -56,8 +56,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Command line -> model -> data -> losses -> likelihood -> figures."""
     options = parse(arguments)
-    if options.figures and not Path(options.figures).is_dir():
-        raise UserError(f"--figures {options.figures}: no such folder; make it first")
+    if options.figures:
+        options.figures = terminal.as_path(options.figures)
+        if not options.figures.is_dir():
+            raise UserError(f"--figures {options.figures}: no such folder; make it first")
     if options.arrays is not None:
         options.arrays = files.check_place("--arrays", options.arrays)
     run = Run.find(options.checkpoint)
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{run.folder}: its pixels are Gaussian, so not binary; measure it without --binarize")
     dataset = report.load_shown_images(run, options)
     if dataset.sha256 != run.config["dataset"]["sha256"]:
-        print("-> These are not the images that the model was trained on: its config.json has others.", file=sys.stderr)
+        print("-> These are not the images that the model was trained on (their SHA-256 differs).", file=sys.stderr)
     terminal.import_keras()
     decoder = run.load_decoder(dataset.image_shape)
     encoder = run.load_encoder(decoder)
@@ -84,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
             files.write_arrays(path, arrays)
         print(f"-> Codes and losses of {len(arrays['mean']):,} test images are saved in {options.arrays}", file=say)
     if options.figures:
-        draw(Path(options.figures), arrays, dataset, f"{run.settings.network} on {dataset.name}")
+        draw(options.figures, arrays, dataset, f"{run.settings.network} on {dataset.name}")
     if options.json:
         print(json.dumps(measured | {"images": len(arrays["mean"]), "checkpoint": str(run.folder)}))
     else:
@@ -181,7 +183,7 @@ def draw(folder: Path, arrays: dict[str, np.ndarray], dataset: data.Dataset, tit
     titles = [f"{title}: {what}" for what in ("latent means of test images", "what each latent dimension tells")]
     titles.append(f"{title}: the {len(images)} strangest test images, row by row")
     figures = {
-        "latent_map.png": plots.latent_map(arrays["mean"], dataset.test_labels, titles[0]),
+        "latent_map.png": plots.latent_map(arrays["mean"], dataset.named_test_labels, titles[0]),
         "latent_dimensions.png": plots.latent_dimensions(information, titles[1]),
         "strangest_images.png": plots.strangest_images(images, losses[strangest], titles[2]),
     }

@@ -1,6 +1,7 @@
 """Draw new digits from a trained decoder: python generator.py (see python generator.py --help)."""
 
 import argparse
+import io
 import math
 import secrets
 import zipfile
@@ -39,11 +40,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--digit",
         type=read_digits,
         metavar="D",
-        help="only this digit, or, of several such as 0123456789, a row of each (default: any)",
+        help="only this digit; several, such as 0123456789, have a row each (default: any)",
     )
-    add(
-        "--label", metavar="NAMES", help="only this label, or, of several such as cat,dog, a row of each (default: any)"
-    )
+    add("--label", metavar="NAMES", help="only this label; several, such as cat,dog, have a row each (default: any)")
     add(
         "--scale",
         type=terminal.non_negative_number,
@@ -60,28 +59,31 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="the picture, .png, .jpg or .pdf (default: generated_images.png)",
     )
-    add("--arrays", metavar="NPZ", help="the images too: key 'images', (n, H, W), float32 in [0, 1] (default: none)")
+    add(
+        "--arrays",
+        metavar="NPZ",
+        help="save the images as well: key 'images', (n, H, W), float32 in [0, 1] (default: none)",
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--interpolate", action="store_true", help="rows that walk from one digit to another instead (default: off)"
+        "--interpolate", action="store_true", help="instead: rows that walk from one digit to another (default: off)"
     )
     instead.add_argument(
         "--manifold",
         action="store_true",
-        help="the latent plane instead, decoded over the prior's quantiles: the two latent dimensions, or the two most "
-        "active ones (default: off)",
+        help="instead: a plane of the latent space, along its two most active dimensions (default: off)",
     )
     instead.add_argument(
         "--reconstruct",
         action="store_true",
-        help="test images drawn at random instead, each with its reconstruction to its right (default: off)",
+        help="instead: test images, chosen at random, each with its reconstruction to its right (default: off)",
     )
     instead.add_argument(
         "--from",
         dest="source",
         choices=("reconstructions",),
-        help="images drawn at random from those that a run with --save-reconstructions saved instead "
-        "(default: the decoder)",
+        help="instead: reconstructions of training images, chosen at random from those that were saved by main.py "
+        "--save-reconstructions (default: off)",
     )
     add_data_flags(parser, "where --reconstruct takes its images")
     return parser.parse_args(arguments)
@@ -98,10 +100,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line -> decoder -> latent vectors -> images -> grid."""
     options = parse(arguments)
     options.output = files.check_place("--output", options.output)
-    if options.output.suffix.lower() not in find_picture_types():
-        raise UserError(
-            f"--output {options.output}: pictures of this kind cannot be written; choose .png, .jpg or .pdf"
-        )
+    if not is_picture_type(options.output.suffix):
+        what = f"--output {options.output}: grey pictures of this kind cannot be written"
+        raise UserError(f"{what}; choose .png, .jpg or .pdf")
     if options.arrays is not None:
         options.arrays = files.check_place("--arrays", options.arrays)
     run = Run.find(options.checkpoint)
@@ -119,11 +120,15 @@ def main(arguments: list[str] | None = None) -> None:
     write(picture, options)
 
 
-def find_picture_types() -> set[str]:
-    """Return the endings of the names of pictures that Pillow can write."""
+def is_picture_type(suffix: str) -> bool:
+    """Say whether Pillow can write grey pictures whose names end so: it tries."""
     from PIL import Image
 
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    try:
+        Image.new("L", (1, 1)).save(io.BytesIO(), Image.registered_extensions()[suffix.lower()])
+    except (KeyError, OSError, ValueError):  # no format; or one that lacks a writer, a library or grey pixels
+        return False
+    return True
 
 
 def check(options: argparse.Namespace) -> None:
@@ -136,7 +141,8 @@ def check(options: argparse.Namespace) -> None:
     if (options.data or options.dataset) and not options.reconstruct:
         raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
     if labels and (options.interpolate or options.manifold or options.reconstruct):
-        raise UserError(f"{flag}: it goes with plain drawing only; leave it, or the other picture, out")
+        other = "--interpolate" if options.interpolate else "--manifold" if options.manifold else "--reconstruct"
+        raise UserError(f"{flag}: it contradicts {other}; give one of the two")
 
 
 def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
@@ -159,7 +165,7 @@ def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
     labels = find_labels(run, prior, options)
     if len(labels) > 1:  # a row of each
         if options.count and options.columns:
-            raise UserError("--columns: each of several labels has a row of --columns; leave it, or --count, out")
+            raise UserError("--columns: each of several labels has a row; give its length, or --count for all")
         count = columns = options.columns or math.ceil(count / len(labels))
     vectors = (
         prior.draw(rng, n, options.scale) if label is None else prior.draw_label(rng, n, options.scale, label)
@@ -180,7 +186,7 @@ def find_labels(run: Run, prior: sampling.Mixture, options: argparse.Namespace) 
         raise UserError(f"{flag}: the prior of this run has no labels; draw without {flag}")
     if options.digit and not set(known) <= set("0123456789"):
         raise UserError(f"--digit: this run has other labels ({', '.join(known)[:200]}); name them with --label")
-    wanted = map(str, options.digit) if options.digit else options.label.split(",")
+    wanted = map(str, options.digit or ([options.label] if options.label in known else options.label.split(",")))
     labels = [known.get(name) for name in wanted]
     if None in labels:
         raise UserError(f"{flag}: this run has the labels {', '.join(known)[:200]}; choose from these")
@@ -210,9 +216,9 @@ def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
     dataset = report.load_shown_images(run, options)
     images = dataset.test_images
     if images.shape[1:] != decoder.output_shape[1:]:
-        raise UserError(
-            f"{run.folder}: its decoder draws images of another shape; choose another run with --checkpoint"
-        )
+        found, wanted = ("{} x {}".format(*shape) for shape in (decoder.output_shape[1:], images.shape[1:]))
+        what = f"its decoder draws images of {found} pixels, but its config.json says {wanted}"
+        raise UserError(f"{run.folder}: {what}; choose another run with --checkpoint")
     encoder = run.load_encoder(decoder)
     chosen, columns, rng = choose(len(images), options)
     chosen = np.sort(chosen)

@@ -5,7 +5,7 @@ import pytest
 from helpers import load, make_arrays, write_npz
 from PIL import Image
 
-from vae import convert
+from vae import convert, data
 from vae.terminal import UserError
 
 X, Y, T, U = make_arrays().values()
@@ -79,6 +79,12 @@ HALVES = {
 def test_halves_that_differ_by_a_factor_are_refused(tmp_path, train, test):
     message = refuse(tmp_path, x_train=train, x_test=test)
     assert all(word in message for word in ("x_train", "x_test", "one scale"))
+
+
+@pytest.mark.parametrize("test", [(T > 127) * np.uint8(255), T, T / 255, T > 127])
+def test_truth_values_go_with_every_scale(tmp_path, test):
+    dataset = load_arrays(tmp_path, x_train=X > 127, x_test=test)
+    assert dataset.train_images.max() == 1 and data.to_pixels(dataset.test_images).max() == 1
 
 
 BAD_PIXELS = {
@@ -179,7 +185,7 @@ def test_names_of_classes_are_numbered(tmp_path):
 
 @pytest.mark.parametrize(
     "labels, words",
-    [(np.ones((6, 14), int), "no label an image"), (Y / 2, "fractions"), (np.where(Y > 3, np.nan, Y), "fractions")],
+    [(np.ones((6, 14), int), "not one label"), (Y / 2, "fractions"), (np.where(Y > 3, np.nan, Y), "fractions")],
     ids=["several labels an image", "fractions", "NaN"],
 )
 def test_labels_that_are_no_classes_are_left_out(tmp_path, labels, words):

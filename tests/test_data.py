@@ -182,6 +182,27 @@ def test_validation_images_of_the_data_itself_are_used(tmp_path):
     assert dataset.sha256 != load(write_npz(tmp_path / "b.npz", **images)).sha256
 
 
+@pytest.mark.parametrize(
+    "own, given, numbers, names",
+    [
+        (["cat", "dog", "owl"], ["owl", "dog", "owl"], [2, 1, 2], ("cat", "dog", "owl")),
+        (["cat", "dog", "owl"], ["dog", "ant", "owl"], [1, 3, 2], ("cat", "dog", "owl", "ant")),
+        (["1", "2", "x"], [2, 1, 7], [1, 0, 3], ("1", "2", "x", "7")),
+        (["cat", "dog"], [0, 1, 0], None, None),
+        (None, ["3", "1", "x"], None, None),
+        (None, [3, 1, 2], [3, 1, 2], None),
+    ],
+)
+def test_labels_of_shown_images_have_the_numbers_of_the_run(tmp_path, own, given, numbers, names):
+    path = write_npz(tmp_path / "a.npz", x_test=make_arrays()["x_test"], y_test=np.array(given))
+    config = {"settings": {}, "dataset": {"label_names": own}}
+    dataset = data.number_as_in_run(data.load_for_run(Options(data=str(path)), config), config)
+    assert (dataset.test_labels is None) == (numbers is None)
+    assert numbers is None or dataset.test_labels.tolist() == numbers
+    assert dataset.label_names == names and any("other names" in note for note in dataset.notes) == (numbers is None)
+    assert names is None or dataset.named_test_labels.tolist() == [str(label) for label in given]
+
+
 def test_emnist_s_own_files_are_known_to_be_transposed(tmp_path):
     arrays = list(make_arrays().values())
     stems = [f"emnist-digits-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")]

@@ -118,6 +118,34 @@ def test_csv_whose_columns_are_called_by_numbers(tmp_path, first):
     assert (dataset.train_labels is None) == (first == "")
 
 
+SMALL = make_arrays()["x_train"][:, :8, :8].reshape(-1, 64) | 1
+PIXELS = [f"pixel{i}" for i in range(64)]
+LABELS_IN_CSV = {
+    "a name that is not known, last": ([*PIXELS, "species"], lambda image, label: [*image, label]),
+    "a name that is not known, first": (["species", *PIXELS], lambda image, label: [label, *image]),
+    "no names, and labels last": (None, lambda image, label: [0, *image[1:], label]),
+    "equal names made different": (["0", *(f"0.{i}" for i in range(1, 65))], lambda image, label: [label, *image]),
+}
+
+
+@pytest.mark.parametrize("names, to_row", LABELS_IN_CSV.values(), ids=LABELS_IN_CSV)
+def test_labels_are_found_beside_the_pixels(tmp_path, names, to_row):
+    rows = [] if names is None else [names]
+    rows += [to_row(image, label) for label, image in enumerate(SMALL)]
+    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    images, labels = formats.read_csv(tmp_path / "a.csv")
+    assert labels.tolist() == list("012345") and images.dtype == np.uint8
+    np.testing.assert_array_equal(images[:, 1:], SMALL[:, 1:])
+
+
+def test_one_class_called_0_is_no_black_pixel(tmp_path):
+    rows = [[0, *image[:-1], 40 * number] for number, image in enumerate(SMALL)]
+    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    images, labels = formats.read_csv(tmp_path / "a.csv")
+    assert labels.tolist() == ["0"] * 6
+    np.testing.assert_array_equal(images[:, :-1], SMALL[:, :-1])
+
+
 BAD_CSV = {
     "a row that is cut": (b"label," + b"p," * 63 + b"p\n" + b"1," * 30 + b"1\n", "damaged"),
     "no square": (b"1," * 67 + b"1\n", "no square"),
@@ -258,7 +286,7 @@ BOMBS = {
     "gzip that goes on": (TRAIN_IMAGES, lambda: gzip.compress(FILES[TRAIN_IMAGES] + bytes(BOMB), 1), "goes on after"),
     "idx that declares much": (TRAIN_IMAGES, lambda: struct.pack(">4I", 0x803, 1337, 28, 28), "truncated"),
     "idx that declares too much": (TRAIN_IMAGES, lambda: struct.pack(">4I", 0x803, 1338, 28, 28), "more than"),
-    "an array that goes on": ("a.npz", lambda: bomb_zip(to_npy(X) + bytes(BOMB)), "the archive another size"),
+    "an array that goes on": ("a.npz", lambda: bomb_zip(to_npy(X) + bytes(BOMB)), "but has another size"),
     "an endless header": ("a.npz", lambda: bomb_zip(long_header()), "damaged"),
     "a large array": ("a.npz", lambda: bomb_zip(huge("u1")), "more than"),
     "truth values, floats later": ("a.npz", lambda: bomb_zip(huge("b1")), f"takes {BOMB // 784 * 784 * 4:,}"),

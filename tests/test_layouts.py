@@ -133,6 +133,7 @@ LAYOUTS = {
     "MedMNIST": keys("train_images", "train_labels", "test_images", "test_labels", val_labels=Y),
     "X_train": keys("X_train", "Y_train", "X_test", "Y_test", labels=np.array(["a", "b"])),
     "trainX": keys("trainX", "trainY", "testX", "testY"),
+    "train_img": keys("train_img", "train_lab", "test_img", "test_lab"),
     "mnist.npz in a folder": lambda folder: keys(*A, inner="mnist.npz")(folder).parent,
     # files with known names
     "IDX": idx(),
@@ -197,6 +198,29 @@ def test_validation_images_of_the_data_itself(tmp_path):
     pictures("train", "test")(tmp_path / "p")
     pictures("train", "val")(tmp_path / "p")
     np.testing.assert_array_equal(load(tmp_path / "p").validation_images, T)
+
+
+@pytest.mark.parametrize(
+    "mapping, names, labels",
+    [
+        ("".join(f"{i} {65 + i} {97 + i}\n" for i in range(6)), tuple("ABCDEF"), [0, 1, 2, 3, 4, 5]),
+        ("".join(f"{i} {48 + i}\r\n" for i in range(6)), None, [0, 1, 2, 3, 4, 5]),
+        ("5 65\n4 66\n3 67\n2 97\n1 98\n0 99", tuple("ABCabc"), [5, 4, 3, 2, 1, 0]),
+    ],
+)
+def test_emnist_s_mapping_file_names_the_classes(tmp_path, mapping, names, labels):
+    emnist("", "emnist-letters")(tmp_path)
+    write_folder(tmp_path, {"emnist-letters-mapping.txt": mapping.encode()})
+    dataset = load(tmp_path / "emnist-letters")
+    assert (dataset.label_names, dataset.train_labels.tolist()) == (names, labels)
+    write_folder(tmp_path, {"emnist-letters-mapping.txt": b"no numbers"})
+    with pytest.raises(UserError, match=r"emnist-letters-mapping\.txt: is damaged"):
+        load(tmp_path / "emnist-letters")
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path):
+    dataset = load(keys(*A, names_of_classes=np.array(["a"]), x_extra=X)(tmp_path))
+    assert [note for note in dataset.notes if note.endswith("not read: names_of_classes, x_extra")]
 
 
 def test_several_data_sets_in_a_folder_are_listed(tmp_path):

@@ -1,5 +1,6 @@
 """Folders of pictures: parts, classes, order, sizes, and files that are no pictures or hostile ones."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from helpers import load, make_arrays
 from PIL import Image
 
-from vae import formats, pictures
+from vae import data, formats, pictures
 from vae.terminal import UserError
 
 X = make_arrays(12)["x_train"]
@@ -66,6 +67,45 @@ def test_a_class_may_be_called_train_and_test_pictures_may_have_no_class(tmp_pat
     assert load(tmp_path / "keras").label_names == ("a", "b")
 
 
+@pytest.mark.parametrize("layout", ["test/{}.png", "test/cat/{}.png", "archive/test/{}/0.png"])
+def test_test_pictures_alone_are_test_images(tmp_path, layout):
+    for number, image in enumerate(X):
+        save(tmp_path / layout.format(number), image)
+    dataset = data.load_for_run(data.Options(data=str(tmp_path)), {"settings": {}, "dataset": {}})
+    assert (len(dataset.train_images), len(dataset.test_images)) == (0, 12)
+
+
+def test_validation_pictures_alone_are_refused(tmp_path):
+    save(tmp_path / "val" / "cat" / "0.png", X[0])
+    with pytest.raises(UserError, match="validation images only"):
+        load(tmp_path)
+
+
+def test_parts_may_be_wrapped_and_written_as_one_word_and_what_is_left_out_is_named(tmp_path):
+    """As in Kaggle's MNIST as JPG."""
+    for number, image in enumerate(X):
+        save(tmp_path / f"trainingSet/trainingSet/{number % 2}/img_{number}.png", image)
+        save(tmp_path / f"testSet/testSet/img_{number}.png", image)
+    save(tmp_path / "trainingSample/trainingSample/7/img_1.png", X[1])
+    dataset = load(tmp_path)
+    np.testing.assert_array_equal(dataset.train_images, X)
+    np.testing.assert_array_equal(dataset.test_images, X)
+    assert dataset.train_labels.tolist() == [0, 1] * 6 and dataset.test_labels is None
+    assert any("these folders are not read" in note and "trainingSample" in note for note in dataset.notes)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="not every user of Windows may make links")
+def test_folders_may_be_links_but_not_in_a_circle(tmp_path):
+    for number, image in enumerate(X):
+        save(tmp_path / "there" / str(number % 2) / f"{number}.png", image)
+    (tmp_path / "mine").mkdir()
+    for name in "01":
+        (tmp_path / "mine" / name).symlink_to(tmp_path / "there" / name)
+    (tmp_path / "there" / "0" / "back").symlink_to(tmp_path / "there" / "0")
+    assert_holds(tmp_path / "mine", *X)
+    assert set(load(tmp_path / "mine").train_labels) == {0, 1}
+
+
 def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path):
     for number, image in enumerate(X[:6]):
         save(tmp_path / "cat" / f"{number}.png", image)
@@ -86,12 +126,13 @@ def test_modes(tmp_path):
     save(tmp_path / "a.png", image, "RGB")
     Image.fromarray(alpha).save(tmp_path / "b.png")
     Image.fromarray(X[1].astype(np.uint16) * 257).save(tmp_path / "c.png")
+    Image.fromarray(X[4].astype(np.uint16)).save(tmp_path / "c2.png")  # 8 bits in 16
     Image.fromarray(X[2] > 127).save(tmp_path / "d.png")
     save(tmp_path / "e.gif", half, "P")
     turned = Image.Exif()
     turned[0x0112] = 6  # a camera held upright
     Image.fromarray(np.rot90(X[3])).save(tmp_path / "f.png", exif=turned)
-    assert_holds(tmp_path, image, 255 - image, X[1], 255 * (X[2] > 127), half, X[3])
+    assert_holds(tmp_path, image, 255 - image, X[1], X[4], 255 * (X[2] > 127), half, X[3])
     assert any("pictures in colour, turned to grey: 3" in note for note in load(tmp_path).notes)
 
 

@@ -18,7 +18,7 @@ from conftest import ROOT, refuse, snapshot
 from filelock import FileLock
 from PIL import Image
 
-from vae import data, files, run
+from vae import data, files, run, sampling
 from vae.run import Run, read_config
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
@@ -198,6 +198,25 @@ def test_a_run_without_a_learned_prior_removes_the_prior_of_the_run_that_it_repl
         assert (finished / "prior.npz").exists()
         train_epoch(one, model)
     assert not (finished / "prior.npz").exists() and Run.find(str(finished)).load_prior(3).is_normal
+
+
+def test_a_folder_that_disappears_during_training_is_named(root):
+    one, model = new(name="mine"), Model()
+    with one.begin(model, DATASET):
+        train_epoch(one, model)
+        shutil.rmtree(one.folder)
+        message = refuse(train_epoch, one, model)
+    assert str(one.folder) in message and "No such file or directory" in message and not one.folder.exists()
+
+
+def test_a_run_goes_on_without_a_figure_that_cannot_be_drawn(finished, capsys):
+    def fail(*given, **options):
+        raise RuntimeError("no font")
+
+    before = snapshot(finished)
+    Run.find(None).save_figure("loss_curves.png", SimpleNamespace(savefig=fail))
+    assert capsys.readouterr().err == "-> loss_curves.png could not be drawn: no font\n"
+    assert snapshot(finished) == before
 
 
 def test_half_written_files_of_a_killed_process_are_removed(unfinished):
@@ -427,6 +446,14 @@ def test_the_prior_of_a_run(finished):
     assert f"{finished / 'prior.npz'} is missing" in refuse(one.load_prior, 2)
 
 
+def test_a_prior_of_many_labels_is_read_again(finished):
+    labels = np.arange(1623)
+    codes = np.random.default_rng(0).standard_normal((1623, 2), np.float32)
+    one = Run.find(None)
+    one.save_prior(vars(sampling.learn_labels(sampling.make_normal(2), codes, labels)))
+    assert one.load_prior(2).drawable_labels.tolist() == labels.tolist()
+
+
 def test_the_prior_of_an_older_run_has_one_class_for_each_gaussian(finished):
     config = read_config(finished)
     write_config(finished, settings={name: value for name, value in config["settings"].items() if name != "prior"})
@@ -505,7 +532,8 @@ def test_a_run_knows_where_its_own_images_are(root, tmp_path, monkeypatch):
     for given in ({"data": "there/other.npz"}, {"dataset": "digits"}):
         assert "other images" in refuse(Run.resume(folder, given).load_data)
     shutil.move("there/own.npz", "moved.npz")
-    assert "no such file" in refuse(Run.resume(folder, {}).load_data)
+    message = refuse(Run.resume(folder, {}).load_data)
+    assert message.startswith(f"{tmp_path / 'there/own.npz'}: the images that the run was trained on are gone")
     moved = Run.resume(folder, {"data": "moved.npz"})
     assert len(moved.load_data().train_images) == 10 and moved.settings.data == str(tmp_path / "moved.npz")
 
@@ -636,7 +664,8 @@ def test_a_state_of_another_run_or_backend_is_refused_and_other_versions_are_nam
     assert "KERAS_BACKEND='other'" in refuse(Run.resume("", {}).begin(Model(), DATASET).__enter__)
     write_config(unfinished, backend=config["backend"], versions=config["versions"] | {"numpy": "0.1"})
     train(Run.resume("", {}))
-    assert capsys.readouterr().err == f"-> Begun with numpy 0.1, now {np.__version__}: the last digits may differ.\n"
+    said = capsys.readouterr().err
+    assert said == f"-> The run began with numpy 0.1, now {np.__version__}: last digits may differ.\n"
 
 
 # Ctrl-C

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, SMALL_RUN, finish, full_disk, refuse, snapshot, start
+from helpers import FIELDS
 from PIL import Image
 
 import evaluate
@@ -358,6 +359,85 @@ def test_own_images_few_as_they_are_go_all_the_way(root, here, monkeypatch, caps
     generator.main(["--digit", "7", "--count", "2"])
 
 
+LAYOUTS = ("plain", "rows of floats", "kmnist", "csv", "png")
+
+
+@pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR does not name a folder with the files of MNIST")
+def test_the_same_images_train_to_the_same_losses_in_every_layout(root, here):
+    mnist = data.load(data.Options(data=os.environ["MNIST_DIR"]))
+    arrays = {"x_train": mnist.train_images[:600], "y_train": mnist.train_labels[:600]}
+    arrays |= {"x_test": mnist.test_images[:200], "y_test": mnist.test_labels[:200]}
+    for layout in LAYOUTS:
+        write_layout(here / layout, layout, arrays)
+    loaded = [data.load(data.Options(data=layout)) for layout in LAYOUTS]
+    for dataset in loaded:
+        assert dataset.sha256 == loaded[0].sha256
+        for given, name in zip(arrays.values(), FIELDS, strict=True):
+            np.testing.assert_array_equal(getattr(dataset, name), given)
+    for layout in ("plain", "png"):
+        main.main([*SMALL_RUN[2:], "--epochs", "1", "--data", layout, "--name", layout])
+    plain, png = (history_of(root / layout)[0] for layout in ("plain", "png"))
+    assert {name: plain[name] for name in plain if "loss" in name} == {
+        name: png[name] for name in png if "loss" in name
+    }
+
+
+def write_layout(folder: Path, layout: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write images and labels as people have them."""
+    folder.mkdir()
+    if layout == "plain":
+        np.savez(folder / "a.npz", **arrays)
+    elif layout == "rows of floats":
+        x, y = ({name: array for name, array in arrays.items() if name[0] == kind} for kind in "xy")
+        x = {name: array.reshape(-1, 784).astype(np.float32) for name, array in x.items()}
+        np.savez(folder / "a.npz", **x, **{name: np.eye(10)[array] for name, array in y.items()})
+    for part in ("train", "test"):
+        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if layout == "kmnist":
+            np.savez_compressed(folder / f"kmnist-{part}-imgs.npz", images)
+            np.savez_compressed(folder / f"kmnist-{part}-labels.npz", labels)
+        elif layout == "csv":
+            rows = np.column_stack([labels, images.reshape(-1, 784)])
+            names = ",".join(["label", *(f"pixel{i}" for i in range(784))])
+            np.savetxt(folder / f"{part}.csv", rows, "%d", ",", header=names, comments="")
+        elif layout == "png":
+            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+                place = folder / part / str(label)
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(place / f"{number}.png")
+
+
+def test_labels_of_many_digits_are_named(root, here, spies):
+    """A run with the labels 0 to 29: --digit 12 is not a one and a two."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
+    np.savez("a.npz", x_train=images, y_train=np.arange(60) % 30, x_test=images[:9], y_test=np.arange(9))
+    main.main([*SMALL[2:], "--epochs", "1", "--batch-size", "20", "--data", "a.npz", "--components", "60"])
+    assert re.match(
+        "--digit: this run has other labels .*name them with --label", refuse(generator.main, ["--digit", "12"])
+    )
+    assert "this run has the labels 0, 1, 2" in refuse(generator.main, ["--label", "12,30"])
+    generator.main(["--label", "12,3", "--columns", "4", "--seed", "1"])
+    prior = Run.find(None).load_prior(3)
+    rng = np.random.default_rng(1)
+    for z, label in zip(spies[-1].given, (12, 3), strict=True):
+        np.testing.assert_array_equal(z, prior.draw_label(rng, 4, 1.0, label))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says it in files")
+def test_open_files_and_memory_do_not_grow_with_the_epochs(root, here, monkeypatch):
+    save_epoch, found = Run.save_epoch, []
+
+    def save(self, vae, row):
+        save_epoch(self, vae, row)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        found.append((len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
+
+    monkeypatch.setattr(Run, "save_epoch", save)
+    main.main([*SMALL, "--epochs", "9"])
+    files_open, memory = zip(*found, strict=True)
+    assert len(set(files_open[1:])) == 1 and memory[-1] - memory[3] < 20  # MiB; a copy of the data set is 4.5
+
+
 def test_all_at_once_without_network(root, here, tmp_path, monkeypatch, capsys):
     """Held-out images, Gaussian pixels and saved reconstructions, on the digits, as MNIST is unavailable."""
     with socket.socket() as free:
@@ -569,9 +649,10 @@ def test_reconstructions_are_beside_their_originals(here):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ("--digit 3 --output g.txt", "--output g.txt: pictures of this kind cannot be written"),
-        ("--output g", "--output g: pictures of this kind"),
-        ("--interpolate --digit 3", "--digit: it goes with plain drawing only"),
+        ("--digit 3 --output g.txt", "--output g.txt: grey pictures of this kind cannot be written"),
+        ("--output g", "--output g: grey pictures of this kind"),
+        ("--output g.xbm", "--output g.xbm: grey pictures of this kind"),
+        ("--interpolate --digit 3", "--digit: it contradicts --interpolate"),
         ("--digit 31 --count 8 --columns 3", "--columns: each of several labels has a row"),
         ("--dataset digits", "--data and --dataset: only --reconstruct reads images"),
         ("--data x.npz --manifold", "--data and --dataset: only --reconstruct reads images"),

@@ -70,6 +70,13 @@ def test_the_defaults_fit_the_number_of_images(count, given, batch_size, epochs,
     assert (found.batch_size, found.epochs, found.components) == (batch_size, epochs, components)
 
 
+@pytest.mark.parametrize("given, line", [({}, "--batch-size 1 --epochs 50"), ({"batch_size": 20, "epochs": 3}, None)])
+def test_a_line_says_that_the_defaults_are_others(given, line, capsys):
+    settings.fit_defaults(complete(given), given, 54)
+    said = capsys.readouterr().err
+    assert said == (f"-> For 54 training images, the defaults become {line}\n" if line else "")
+
+
 def test_settings_are_read_as_they_were_saved():
     saved = vars(
         complete(

@@ -121,6 +121,12 @@ def test_an_unexpected_exception_is_one_line_that_names_the_file_of_its_tracebac
     assert "Traceback" in text and "in fail" in text and text.endswith("ValueError: ä bad thing\nwith details\n")
 
 
+def test_where_no_traceback_can_be_written_the_line_says_so(quiet_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    line = quiet_run(lambda: [][0])
+    assert line.startswith("main.py: IndexError: list index out of range; ") and "set TMPDIR" in line
+
+
 def test_what_the_encoding_of_the_terminal_lacks_is_escaped_and_missing_streams_are_replaced(quiet_run, monkeypatch):
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", ascii_only)

@@ -73,7 +73,7 @@ def _arrange(where: str, array: np.ndarray, remarks: Remarks) -> np.ndarray:
         raise UserError(f"{wanted}; reshape it")
     height, width = array.shape[1:3]
     if max(height, width) > 16 * min(height, width) or (shape[:2] == (28, 28) and shape[2] != 28):
-        raise UserError(f"{wanted}; move the axis of the images to the front")
+        raise UserError(f"{wanted}; if the images come last, move the axis to the front")
     return array
 
 
@@ -88,7 +88,7 @@ def to_luminance(colours: np.ndarray) -> np.ndarray:
 def _to_bytes_or_floats(where: str, images: np.ndarray, remarks: Remarks) -> tuple[np.ndarray, Brightness]:
     """Pixels as uint8, or as float32 in [0, 1]; UserError where they are neither 0..255 nor 0..1."""
     if images.dtype.kind == "b":
-        return _map(where, images, np.asarray, np.float32), Brightness(where, 1, 1)
+        return _map(where, images, np.asarray, np.float32), Brightness(where, 0, 1)  # they have no scale
     low, high = find_range(images)
     is_float = images.dtype.kind == "f"
     if not math.isfinite(low + high):
@@ -142,13 +142,13 @@ def _warn_of_darkness(brightness: Brightness, low: float, remarks: Remarks) -> N
 
 
 def check_same_scale(first: Brightness, second: Brightness) -> None:
-    """Refuse images of two halves whose pixels differ by a factor."""
+    """Refuse training and test images of different scales, such as 0..255 and 0..1."""
     if first.high == 0 or second.high == 0:
-        return  # black has no scale; there is a warning
+        return  # black has no scale, nor have truth values
     ratio = first.high / first.white / (second.high / second.white)
     if first.white != second.white or not DIM <= ratio <= 1 / DIM:
-        what = f"pixels of {first.where} go up to {first.high:g}, those of {second.where} up to {second.high:g}"
-        raise UserError(f"{what}; bring both to one scale")
+        what = f"{first.where} has pixels up to {first.high:g}, but {second.where} up to {second.high:g}"
+        raise UserError(f"{what}: only one of them was divided; bring both to one scale, 0..255 or 0..1")
 
 
 # Size
@@ -194,7 +194,7 @@ def to_labels(where: str, labels: np.ndarray, count: int, remarks: Remarks) -> n
         remarks.notes.append(f"{where}: one-hot labels of {labels.shape[1]} classes are read")
         labels = labels.argmax(axis=1)
     else:
-        remarks.notes.append(f"{where}: has shape {labels.shape} and is no label an image; labels are left out")
+        remarks.notes.append(f"{where}: has shape {labels.shape}, not one label an image; labels are left out")
         return None
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
         remarks.notes.append(f"{where}: holds fractions, not classes; labels are left out")

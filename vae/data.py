@@ -79,6 +79,13 @@ class Dataset:
         return Subset(self.train_images, rows), None if self.train_labels is None else self.train_labels[rows]
 
     @property
+    def named_test_labels(self) -> np.ndarray | None:
+        """The test labels (n,): names where they have names, otherwise numbers."""
+        if self.test_labels is None or self.label_names is None:
+            return self.test_labels
+        return np.array(self.label_names)[self.test_labels]
+
+    @property
     def replaces_mnist(self) -> bool:
         """Whether these are the digits because MNIST is unavailable."""
         return self.source == EMBEDDED and self.warning is not None
@@ -108,9 +115,34 @@ def load_for_run(options: Options, config: dict) -> Dataset:
         return _load(replace(options, image_size=size))
     data = settings["data"]
     if data and not _exists(data):
-        raise UserError(f"{_show(data)}: the images that the run was trained on are there no more; name them by --data")
+        raise UserError(
+            f"{_show(data)}: the images that the run was trained on are gone; say with --data where they are"
+        )
     dataset = None if data else config["dataset"]["name"]
     return _load(Options(dataset, data or None, bool(settings.get("transpose")), size, settings.get("seed", 0)))
+
+
+def number_as_in_run(dataset: Dataset, config: dict) -> Dataset:
+    """Give the test labels the numbers that their names have in the run with this config.json.
+
+    Names that the run does not have get the next numbers. Where it has none of them, the labels are left out.
+    """
+    names = config["dataset"].get("label_names")
+    names = [str(name) for name in names] if isinstance(names, list) else []
+    if dataset.test_labels is None or names == list(dataset.label_names or []):
+        return dataset
+    labels, rows = np.unique(dataset.test_labels, return_inverse=True)
+    texts = [str(label) if dataset.label_names is None else dataset.label_names[label] for label in labels]
+    numbers = {name: number for number, name in enumerate(names)} or {
+        text: int(text) for text in texts if re.fullmatch("-?[0-9]{1,15}", text)
+    }
+    if not set(texts) & set(numbers) or (not names and len(numbers) < len(texts)):
+        note = f"{dataset.source}: its classes have other names than those of the run: labels are left out"
+        return replace(dataset, test_labels=None, label_names=None, notes=(*dataset.notes, note))
+    for text in texts:
+        numbers.setdefault(text, len(numbers))
+    renumbered = np.array([numbers[text] for text in texts])[rows]
+    return replace(dataset, test_labels=renumbered, label_names=tuple(numbers) if names else None)
 
 
 def _load(options: Options) -> Dataset:
@@ -129,7 +161,7 @@ def _load(options: Options) -> Dataset:
     except UserError as error:
         if options.dataset is not None:
             raise UserError(f"--dataset {name}: {error}") from error
-        warning = f"{error}. The 1,797 small digits of scikit-learn replace it: no figure compares with MNIST's"
+        warning = f"{error}. The 1,797 small digits of scikit-learn replace it: its losses do not compare with MNIST's"
         return replace(load_digits(options), warning=warning)
 
 
@@ -239,6 +271,8 @@ def _make(name: str, source: str, contents: Contents, options: Options, remarks:
     images = _convert_images(contents, options, remarks)
     labels, label_names = _convert_labels(contents, images, remarks)
     if "test" not in images:
+        if "train" not in images:
+            raise UserError(f"{source}: holds validation images only; add images to train on, such as x_train")
         count = len(images["train"])
         held = max(1, round(TEST_SHARE * count))
         if held == count:

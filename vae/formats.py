@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import math
+import re
 import shlex
 import struct
 import zipfile
@@ -170,7 +171,7 @@ def _open_member(path: Path, archive: zipfile.ZipFile, name: str, unpack: Path |
         _check(where, shape, dtype, unpack)
         size = math.prod(shape) * dtype.itemsize
         if start + size != member.file_size:
-            raise UserError(f"{where}: declares {size:,} bytes, but the archive another size; write it by numpy.savez")
+            raise UserError(f"{where}: declares {size:,} bytes, but has another size; write it with numpy.savez")
         file.seek(0)
         yield file
 
@@ -206,8 +207,9 @@ def is_csv_of_images(path: Path) -> bool:
 def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Read pixels (n, H * W) and labels (n,), or None where there is no such column, from a CSV file, gzipped or not.
 
-    A column of labels is known by its name, or, without names, is the first before a square number of pixels. Pixels
-    are uint8 where all are whole numbers in 0..255, and otherwise float32. Labels are texts.
+    A column of labels is known by its name, or, without names, is the first or the last beside a square number of
+    pixels: the last where the first is 0 throughout. Pixels are uint8 where all are whole numbers in 0..255, and
+    otherwise float32. Labels are texts.
     """
     pixels, labels, size = [], [], 0
     with in_one_line(path), open(path, "rb") as raw, _open_text(raw) as file:
@@ -231,7 +233,16 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         if not pixels:
             raise UserError(f"{path}: holds no images; write a row for each")
         check_size(str(path), (sum(map(len, pixels)), len(columns)), np.result_type(*pixels).itemsize)
-        return np.concatenate(pixels), np.concatenate(labels) if labels else None
+    images = np.concatenate(pixels)
+    if not labels:
+        return images, None
+    classes = np.concatenate(labels)
+    is_corner = not _is_header(row) and bool(np.isin(classes, ("0", "0.0")).all())
+    if is_corner and 0 < np.ptp(images[:, -1]) < 100:  # a black pixel; the last column has labels, as in optdigits
+        classes = images[:, -1].astype(str)
+        images = np.roll(images, 1, axis=1)
+        images[:, 0] = 0
+    return images, classes
 
 
 def _parse_pixels(lines: list[str], delimiter: str, columns: list[int]) -> np.ndarray:
@@ -275,9 +286,13 @@ def _is_number(cell: str) -> bool:
 
 
 def _is_header(row: list[str]) -> bool:
-    """Whether a row holds the names of the columns, which may be 0, 1, 2 and so on."""
+    """Whether a row holds the names of the columns, which may be 0, 1, 2 and so on.
+
+    Where a file had no names, pandas takes the first image for them, and writes equal ones as 0, 0.1, ..., 0.10.
+    """
     numbers = np.array([float(cell) for cell in row if _is_number(cell)])
-    return len(numbers) < len(row) / 2 or bool((np.diff(numbers) == 1).all())
+    renamed = len(set(row)) == len(row) > len(set(numbers))
+    return len(numbers) < len(row) / 2 or bool((np.diff(numbers) == 1).all()) or renamed
 
 
 def _find_columns(path: Path, row: list[str]) -> tuple[list[int], int | None]:
@@ -286,7 +301,8 @@ def _find_columns(path: Path, row: list[str]) -> tuple[list[int], int | None]:
     label = next((column for column, name in enumerate(names) if name in LABEL_COLUMNS), None)
     pixels = [column for column, name in enumerate(names) if column != label and name not in OTHER_COLUMNS]
     if label is None and math.isqrt(len(pixels) - 1) ** 2 == len(pixels) - 1 > 0:
-        label, pixels = pixels[0], pixels[1:]
+        is_last = re.search(r"\d", names[pixels[0]]) and not re.search(r"\d", names[pixels[-1]])  # pixel0 ... name
+        label = pixels.pop() if is_last else pixels.pop(0)
     if math.isqrt(len(pixels)) ** 2 != len(pixels):
         what = f"has {len(pixels):,} columns of pixels, which is no square"
         raise UserError(f"{path}: {what}; write a row for each image: label, then all pixels, row by row")

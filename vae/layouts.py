@@ -14,7 +14,7 @@ from vae.terminal import UserError
 PARTS = pictures.PARTS | {"t10k": "test"}
 KINDS = {
     **dict.fromkeys(("images", "image", "imgs", "img", "x", "data"), "images"),
-    **dict.fromkeys(("labels", "label", "y", "targets", "target"), "labels"),
+    **dict.fromkeys(("labels", "label", "lab", "lbl", "y", "targets", "target"), "labels"),
 }
 HINTS = {  # for what people may give, and is not read
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it first, and name the folder"),
@@ -61,7 +61,7 @@ def read(path: Path, size: tuple[int, int] | None, remarks: Remarks) -> Contents
     `path` may also be FOLDER/NAME: of several data sets in one folder, that whose files' names begin with NAME.
     """
     if path.is_file():
-        contents = _read_file(path)
+        contents = _read_file(path, remarks)
     elif files := find_files(path, remarks):
         contents = _read_files(files)
     else:
@@ -87,16 +87,16 @@ def _read_folder(path: Path, size: tuple[int, int] | None, remarks: Remarks) -> 
     if len(archives) > 1:
         raise UserError(f"{path}: holds several data sets; name one of {_list(map(str, archives))}")
     if archives:
-        return _read_file(archives[0])
+        return _read_file(archives[0], remarks)
     if classes := [file for file in files if file.suffix.lower() == ".npy"]:
         remarks.notes.append(f"{path}: each of {len(classes)} .npy files is read as a class")
         return _read_classes(path, classes)
     if pictures.holds_pictures(path):
         arrays = pictures.read_pictures(path, size, remarks)
         return Contents(arrays, dict.fromkeys(arrays, str(path)))
-    known = "IDX files as MNIST has them, x_train.npy, train.csv, an .npz or pictures"
+    known = "IDX files as MNIST has them, x_train.npy, train.csv, an .npz, pictures"
     hints = [f"{file.name}: {HINTS[file.suffix.lower()]}" for file in files if file.suffix.lower() in HINTS]
-    raise UserError(f"{path}: holds no images that are known, such as {known}; {(hints or ['check the folder'])[0]}")
+    raise UserError(f"{path}: holds no images of a known kind ({known}); {(hints or ['check the folder'])[0]}")
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -190,13 +190,29 @@ def _read_files(files: dict[str, Path]) -> Contents:
         elif is_idx(path):
             array = formats.read_idx(path, (3,) if "images" in role else (1, 2))
             is_qmnist = array.ndim == 2 and array.shape[1] == 8 and array.itemsize == 4
-            arrays[role] = array[:, 0] if is_qmnist else array  # QMNIST's labels begin with the class
+            array = array[:, 0] if is_qmnist else array  # QMNIST's labels begin with the class
+            arrays[role] = array if "images" in role else _name_by_mapping(path, array)
         else:
             arrays[role], labels = formats.read_csv(path)
             if labels is not None and role != "validation_images":
                 role = role.replace("images", "labels")
                 arrays[role], places[role] = labels, str(path)
     return Contents(arrays, places)
+
+
+def _name_by_mapping(path: Path, labels: np.ndarray) -> np.ndarray:
+    """The characters that labels (n,) stand for, by EMNIST's mapping file beside theirs; without it, the labels.
+
+    A line is a class and the codes of its characters, such as `1 65 97`, of which the first is taken.
+    """
+    place = path.with_name(f"{parse_name(path.name).dataset}-mapping.txt")
+    if not place.is_file():
+        return labels
+    with formats.in_one_line(place), open(place, "rb") as file:
+        rows = [line.split() for line in file.read(2**16).splitlines() if line.strip()]
+        characters = {int(row[0]): chr(int(row[1])) for row in rows}
+        known, rows_of = np.unique(labels, return_inverse=True)
+        return np.array([characters.get(int(label), str(label)) for label in known])[rows_of]
 
 
 def _read_classes(path: Path, files: list[Path]) -> Contents:
@@ -218,10 +234,10 @@ def _read_classes(path: Path, files: list[Path]) -> Contents:
 # One file
 
 
-def _read_file(path: Path) -> Contents:
+def _read_file(path: Path, remarks: Remarks) -> Contents:
     name = path.name.lower()
     if name.endswith(".npz"):
-        return _read_archive(path)
+        return _read_archive(path, remarks)
     if name.endswith(".npy"):
         return _read_files({"train_images": path})
     if name.endswith((".csv", ".csv.gz")):
@@ -232,14 +248,14 @@ def _read_file(path: Path) -> Contents:
     raise UserError(f"{path}: cannot be read; {hint}")
 
 
-def _read_archive(path: Path) -> Contents:
+def _read_archive(path: Path, remarks: Remarks) -> Contents:
     """Read the arrays of an .npz file whose names say their roles."""
-    roles = find_arrays(path)
+    roles = find_arrays(path, remarks)
     arrays = dict(zip(roles, formats.read_npz(path, list(roles.values())), strict=True))
     return Contents(arrays, {role: f"{path}: {name}" for role, name in roles.items()})
 
 
-def find_arrays(path: Path) -> dict[str, str]:
+def find_arrays(path: Path, remarks: Remarks) -> dict[str, str]:
     """Return the names of the arrays in an .npz file by role."""
     present = formats.list_npz(path)
     names = {name: parse_name(name) for name in present}
@@ -251,6 +267,8 @@ def find_arrays(path: Path) -> dict[str, str]:
             roles.setdefault(name.role, text)
     if present in (["arr_0"], ["arr_0", "arr_1"]):  # as savez calls arrays without names
         roles = dict(zip(("train_images", "train_labels"), present, strict=False))
+    if unread := [text for text in present if text not in roles.values()]:
+        remarks.notes.append(f"{path}: these arrays are not read: {_list(unread)[:200]}")
     roles.pop("validation_labels", None)
     if not any("images" in role for role in roles):
         what = f"holds no images by a known name (it holds {str(present)[:200]})"

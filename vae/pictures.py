@@ -17,7 +17,7 @@ from vae.terminal import UserError
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 MAX_FILES = 10**6
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+PARTS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 TURNED = (5, 6, 7, 8)  # the orientations of a camera that swap height and width
 
@@ -49,7 +49,7 @@ def _read_all(folder: Path, size: tuple[int, int] | None, remarks: Remarks) -> d
     from tqdm import tqdm
 
     skipped: list[Path] = []
-    parts = _find_parts(folder)
+    parts = _find_parts(folder, remarks)
     pictures = [picture for part, place in parts.items() for picture in _find(part, place, skipped)]
     if not pictures:
         raise UserError(f"{folder}: holds no images that can be read ({len(skipped):,} other files); check the folder")
@@ -74,7 +74,7 @@ def _remark(folder: Path, pictures: list[Picture], skipped: list[Path], remarks:
     }
     remarks.notes += [f"{folder}: {fact}: {count:,}" for fact, count in facts.items() if count]
     if skipped:
-        what = "files that are no pictures, damaged, or outside of the classes' folders, and are skipped"
+        what = "files that are no pictures, are damaged, or lie outside of the classes' folders are skipped"
         remarks.notes.append(f"{folder}: {what}: {len(skipped):,} (the first: {skipped[0].name!r})")
 
 
@@ -104,24 +104,36 @@ def holds_pictures(folder: Path) -> bool:
         return any(_inspect(path, "train", None) for path in itertools.islice(_walk(folder), 1000))
 
 
-def _find_parts(folder: Path) -> dict[str, Path]:
+def _find_parts(folder: Path, remarks: Remarks) -> dict[str, Path]:
     """The folders of the parts: sub-folders called train, test and so on; if there are none, all is to train on."""
+    given, folder = folder, _unwrap(folder)
     places = _list_folders(folder)
-    if (
-        len(places) == 1
-        and _list_folders(places[0])
-        and not any(_inspect(path, "", None) for path in folder.glob("*.*"))
-    ):
-        return _find_parts(places[0])  # an archive often holds one folder with everything
-    parts = {}
+    found: dict[str, list[Path]] = {}
     for place in places:
-        words = re.split(r"[-_. ]+", place.name.lower())
-        part = next((PARTS[word] for word in words if word in PARTS), None)
-        if part is not None:
-            parts.setdefault(part, place)
-    if len(parts) > 1 or len(parts) == len(places) > 0:  # one of many may be a class that is called train
-        return parts
-    return {"train": folder}
+        if part := _part_of(place.name):
+            found.setdefault(part, []).append(place)
+    if len(found) < 2 and sum(map(len, found.values())) < max(1, len(places)):
+        # One of many may be a class that is called train. A wrapper may be called test, and be all there is.
+        return {_part_of("-".join(folder.relative_to(given).parts)) or "train": folder}
+    parts = {part: max(those, key=lambda place: sum(1 for _ in _walk(place))) for part, those in found.items()}
+    if others := [str(place) for place in places if place not in parts.values()]:
+        remarks.notes.append(f"{folder}: these folders are not read: {', '.join(others)[:200]}")
+    return {part: _unwrap(place) for part, place in parts.items()}
+
+
+def _unwrap(folder: Path) -> Path:
+    """The folder in which classes or parts begin: an archive often holds one folder with everything."""
+    places = _list_folders(folder)
+    is_wrapper = len(places) == 1 and _list_folders(places[0])
+    if not is_wrapper or any(_inspect(path, "", None) for path in folder.glob("*.*")):
+        return folder
+    return _unwrap(*places)
+
+
+def _part_of(name: str) -> str | None:
+    """The part that the name of a folder says: train, mnist_test, trainingSet ..."""
+    words = re.split(r"[-_. ]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower())
+    return next((PARTS[word] for word in words if word in PARTS), None)
 
 
 def _list_folders(folder: Path) -> list[Path]:
@@ -149,8 +161,12 @@ def _find(part: str, place: Path, skipped: list[Path]) -> list[Picture]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    count = 0
-    for place, folders, names in os.walk(folder):
+    count, seen = 0, set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:  # a link to where we came from
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(name for name in names if not _is_hidden(name)):
             count += 1
@@ -202,7 +218,8 @@ def _read(path: Path, size: tuple[int, int]) -> np.ndarray:
     with Image.open(path, formats=FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits, which Pillow itself would cut off at 255
-            grey = Image.fromarray(np.rint(np.clip(np.asarray(upright), 0, 65535) / 257).astype(np.uint8))
+            pixels = np.clip(np.asarray(upright), 0, 65535)  # some programs save 0..255 in 16 bits
+            grey = Image.fromarray(np.rint(pixels / (257 if pixels.max() > 255 else 1)).astype(np.uint8))
         elif upright.mode == "F":
             raise ValueError("floats, whose range is unknown")
         elif upright.has_transparency_data:

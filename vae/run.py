@@ -55,7 +55,7 @@ class Run:
         self.folder = folder
         self.config = config
         self.rows: list[dict] = []
-        self.given: dict = {}  # the flags of a new run
+        self.given: dict = {}  # by flags
 
     # Create and find
 
@@ -95,6 +95,7 @@ class Run:
                 raise UserError(f"{flag(name)} {value}: {has}; leave it out, or start a new run")
         if "data" in given or "dataset" in given:
             given = {"data": None, "dataset": None} | given
+        run.given = given
         run.settings = Namespace(**vars(own) | given)
         check(Namespace(**vars(run.settings) | {"overwrite": False}))
         return run
@@ -135,7 +136,8 @@ class Run:
 
     def _load_same_data(self) -> data.Dataset:
         """Load the images that the run began with; UserError where there are others now."""
-        dataset = data.load_for_run(self._data_options(), self.config)
+        elsewhere = "data" in self.given or "dataset" in self.given
+        dataset = data.load_for_run(self._data_options() if elsewhere else data.Options(), self.config)
         if dataset.sha256 != self.config["dataset"]["sha256"]:
             raise UserError(
                 f"--resume: {dataset.source} holds other images than the run began with; say with --data where they are"
@@ -280,7 +282,7 @@ class Run:
             raise UserError(f"{self.folder} began with KERAS_BACKEND={earlier.get('backend')!r:.50}; set it to resume")
         for name, version in self.config["versions"].items():
             if (before := earlier["versions"].get(name)) != version:
-                print(f"-> Begun with {name} {before}, now {version}: the last digits may differ.", file=sys.stderr)
+                print(f"-> The run began with {name} {before}, now {version}: last digits may differ.", file=sys.stderr)
         arrays = files.read_arrays(self.folder / "training_state.npz", "start a new run")
         if arrays is None and earlier["epochs_done"]:
             raise UserError(f"{self.folder} has no training_state.npz, so it cannot be resumed; start a new run")

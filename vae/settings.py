@@ -6,6 +6,7 @@ It imports nothing heavy, so that a command line answers at once.
 import argparse
 import importlib.util
 import math
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
@@ -185,11 +186,12 @@ def complete(given: dict) -> Namespace:
 
 
 def fit_defaults(settings: Namespace, given: dict, count: int) -> None:
-    """Adapt the defaults to a set of so many training images; what was given stays.
+    """Adapt the defaults to a set of so many training images, and say so; what was given stays.
 
     A small set has smaller batches and more epochs, so that it is trained for enough steps, and fewer Gaussians, so
     that the learned prior does not memorise it.
     """
+    before = settings.batch_size, settings.epochs
     if "batch_size" not in given:
         settings.batch_size = min(settings.batch_size, max(1, count // LEAST_BATCHES))
     if "epochs" not in given:
@@ -197,6 +199,9 @@ def fit_defaults(settings: Namespace, given: dict, count: int) -> None:
         settings.epochs = max(settings.epochs, math.ceil(LEAST_STEPS / steps))
     if settings.prior == "mixture" and settings.components is None:
         settings.components = min(MOST_COMPONENTS, max(1, count // IMAGES_PER_COMPONENT))
+    if before != (settings.batch_size, settings.epochs):
+        chosen = f"--batch-size {settings.batch_size} --epochs {settings.epochs}"
+        print(f"-> For {count:,} training images, the defaults become {chosen}", file=sys.stderr)
 
 
 def read_settings(config: dict, path: Path) -> Namespace:

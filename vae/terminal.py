@@ -183,11 +183,19 @@ def run(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141 if isinstance(error, BrokenPipeError) else f"{script}: {error}")
     except Exception as error:  # a defect of this program, or an environment that it does not know
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        sys.exit(f"{script}: {type(error).__name__}: {reason}; please report it, with {_save_traceback()}")
+    sys.exit(0)
+
+
+def _save_traceback() -> str:
+    """Write the traceback to a temporary file, and return where it is, in words."""
+    try:
         with tempfile.NamedTemporaryFile("w", prefix="vae-", suffix=".txt", delete=False, encoding="utf-8") as file:
             traceback.print_exc(file=file)
-        reason = next(iter(str(error).splitlines()), "")[:200]
-        sys.exit(f"{script}: {type(error).__name__}: {reason}; please report it, with the file {file.name}")
-    sys.exit(0)
+    except OSError:
+        return "its traceback (set TMPDIR to a folder that can be written, and run it again)"
+    return f"the file {file.name}"
 
 
 def _prepare_streams() -> None:

@@ -37,9 +37,11 @@ def open_arrays(source: Path) -> dict[str, Iterator[bytes]]:
     """Return the content of an .npy file for each array, by role; UserError where there is nothing to unpack."""
     if not layouts.holds_something(source):
         raise UserError(f"{source}: there is no such file or folder; check the path")
+    remarks = convert.Remarks()
     if source.suffix.lower() == ".npz" and source.is_file():
-        return {role: formats.member_to_npy(source, name) for role, name in layouts.find_arrays(source).items()}
-    found = {} if source.is_file() else layouts.find_files(source, convert.Remarks())
+        names = layouts.find_arrays(source, remarks)
+        return {role: formats.member_to_npy(source, name) for role, name in names.items()}
+    found = {} if source.is_file() else layouts.find_files(source, remarks)
     if not found or not all(map(layouts.is_idx, found.values())):
         raise UserError(f"{source}: is neither an .npz nor a folder of IDX files; nothing else needs to be unpacked")
     return {role: formats.idx_to_npy(path) for role, path in found.items()}
