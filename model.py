@@ -17,10 +17,11 @@ def build_encoder(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int
     """Build q(z|x): images (n, 28, 28) in [0, 1] -> [mean, log_var], each (n, latent_dim)."""
     image = keras.Input(image_shape, name="image")
     columns = layers.Permute((2, 1), name="columns")(image)
-    columns = layers.Reshape(image_shape, name="as_many_steps")(columns)  # if height and width differ
-    h = layers.Concatenate(name="rows_and_columns")([image, columns])  # (batch, 28, 56): step t has row t and column t
-    h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(h)  # (batch, 28, hidden_dim)
-    h = layers.Flatten(name="flatten")(h)
+    h1 = layers.LSTM(hidden_dim, return_sequences=True, name="lstm_rows")(image)  # (batch, 28, hidden_dim), row by row
+    h2 = layers.LSTM(hidden_dim, return_sequences=True, name="lstm_columns")(columns)  # (batch, 28, hidden_dim)
+    h = layers.Concatenate(name="concatenate")(
+        [layers.Flatten(name="flatten1")(h1), layers.Flatten(name="flatten2")(h2)]
+    )
     h = layers.Dropout(0.1, name="dropout")(h)  # or the encoder memorises the training images
     return finish_encoder(image, h, latent_dim)
 

@@ -253,10 +253,11 @@ def build_torch_vae(job: Job, channels_last: bool):
     class TorchVAE(nn.Module):
         def __init__(self, hidden_dim: int, latent_dim: int):
             super().__init__()
-            self.lstm = nn.LSTM(2 * 28, hidden_dim, batch_first=True)
+            self.lstm_rows = nn.LSTM(28, hidden_dim, batch_first=True)
+            self.lstm_columns = nn.LSTM(28, hidden_dim, batch_first=True)
             self.dropout = nn.Dropout(0.1)
-            self.mean = nn.Linear(28 * hidden_dim, latent_dim)
-            self.log_var = nn.Linear(28 * hidden_dim, latent_dim)
+            self.mean = nn.Linear(2 * 28 * hidden_dim, latent_dim)
+            self.log_var = nn.Linear(2 * 28 * hidden_dim, latent_dim)
             self.dense1 = nn.Linear(latent_dim, 256)
             self.dense2 = nn.Linear(256, 7 * 7 * 64)
             self.tconv1 = nn.ConvTranspose2d(64, 64, 3, padding=1)
@@ -265,8 +266,8 @@ def build_torch_vae(job: Job, channels_last: bool):
 
         def forward(self, images, epsilon=None):
             """Return the logits (n, 28, 28), and the loss in nats per image."""
-            h = self.lstm(torch.cat([images, images.transpose(1, 2)], dim=2))[0]
-            h = self.dropout(h.flatten(1))
+            rows, columns = self.lstm_rows(images)[0], self.lstm_columns(images.transpose(1, 2))[0]
+            h = self.dropout(torch.cat([rows.flatten(1), columns.flatten(1)], dim=1))
             mean, log_var = self.mean(h), self.log_var(h)
             epsilon = torch.randn_like(mean) if epsilon is None else epsilon
             z = mean + torch.exp(0.5 * log_var) * epsilon
@@ -298,9 +299,11 @@ def build_torch_vae(job: Job, channels_last: bool):
 
 def convert_weights(arrays: dict, channels_last: bool) -> dict:
     """Return the weights of the Keras layers in PyTorch's order, under PyTorch's names."""
-    kernel, recurrent, bias = (arrays[f"lstm_{index}"] for index in range(3))
-    weights = {"lstm.weight_ih_l0": kernel.T, "lstm.weight_hh_l0": recurrent.T}
-    weights |= {"lstm.bias_ih_l0": bias, "lstm.bias_hh_l0": 0 * bias}
+    weights = {}
+    for lstm in ("lstm_rows", "lstm_columns"):
+        kernel, recurrent, bias = (arrays[f"{lstm}_{index}"] for index in range(3))
+        own = {"weight_ih_l0": kernel.T, "weight_hh_l0": recurrent.T, "bias_ih_l0": bias, "bias_hh_l0": 0 * bias}
+        weights |= {f"{lstm}.{name}": array for name, array in own.items()}
     for name in ("mean", "log_var", "dense1", "dense2", "tconv1", "tconv2", "tconv3"):
         kernel = arrays[f"{name}_0"]  # of a convolution: (height, width, out, in)
         weights[f"{name}.weight"] = kernel.T if kernel.ndim == 2 else kernel.permute(3, 2, 0, 1)

@@ -49,7 +49,7 @@ def network(**defaults) -> Callable:
 
 @network(epochs=50, batch_size=100, learning_rate=5e-3, hidden_dim=64, latent_dim=24, prior="mixture")
 def standard(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """An LSTM reads rows and columns together; transposed convolutions draw from 7 x 7 up to 28 x 28 (model.py)."""
+    """Two LSTMs read rows and columns; transposed convolutions draw from 7 x 7 up to 28 x 28 (model.py)."""
     import model
 
     return model.build_encoder(image_shape, hidden_dim, latent_dim), model.build_decoder(image_shape, latent_dim)
