@@ -551,7 +551,7 @@ return times.slice(20).sort((a, b) => a - b)"""
 
 
 def test_networks_are_fast_enough_to_follow_a_finger(shipped):
-    """The times are printed: docs/elsewhere.md has those of a quiet machine."""
+    """The times are printed."""
     for what in ("decode", "encode"):
         times = shipped.run(MILLISECONDS, what)  # milliseconds; the first calls, in which the browser compiles, left out
         median = times[len(times) // 2]
