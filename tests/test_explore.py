@@ -553,7 +553,7 @@ return times.slice(20).sort((a, b) => a - b)"""
 def test_networks_are_fast_enough_to_follow_a_finger(shipped):
     """The times are printed."""
     for what in ("decode", "encode"):
-        times = shipped.run(MILLISECONDS, what)  # milliseconds; the first calls, in which the browser compiles, left out
+        times = shipped.run(MILLISECONDS, what)  # without the first calls, in which the browser compiles
         median = times[len(times) // 2]
         print(f"{what}: median {median:.1f} ms ({times[0]:.1f}-{times[-1]:.1f}, {len(times)} times)")
         assert median < 100  # also where other processes run
