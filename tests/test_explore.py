@@ -542,6 +542,23 @@ def test_pad_undoes_clears_and_has_a_keyboard(shipped):
     assert shipped.run(count) is False
 
 
+MILLISECONDS = """const times = range(200).map((i) => {
+  const start = performance.now();
+  arguments[0] === "decode" ? decode(codeOf(i)) : encode(imageOf(i));
+  return performance.now() - start;
+});
+return times.slice(20).sort((a, b) => a - b)"""
+
+
+def test_networks_are_fast_enough_to_follow_a_finger(shipped):
+    """The times are printed."""
+    for what in ("decode", "encode"):
+        times = shipped.run(MILLISECONDS, what)  # without the first calls, in which the browser compiles
+        median = times[len(times) // 2]
+        print(f"{what}: median {median:.1f} ms ({times[0]:.1f}-{times[-1]:.1f}, {len(times)} times)")
+        assert median < 100  # also where other processes run
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 768, 1440])
 def test_page_fits_every_width(width, scheme, shipped, tmp_path):

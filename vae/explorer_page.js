@@ -392,11 +392,11 @@ function startPad() {
 function writeTexts() {
   const { network, dataset, epochs, parameters, noun, losses, active, names, map, prior } = facts;
   const reader = facts.encoder.layers.some((layer) => layer.type === "Permute")
-    ? "two LSTMs, reads an image row by row and column by column" : "an LSTM, reads an image row by row";
+    ? "reads an image with two LSTMs, row by row and column by column," : "reads an image row by row with an LSTM";
   const coloured = names.length ? " The model never saw the labels: colours and names were added afterwards." : "";
   document.title = `${network} on ${dataset}: inside a variational autoencoder`;
   say("lede", `This page holds a whole model: the network *${network}*, trained for ${epochs} epochs on *${dataset}*.` +
-    ` Its *encoder*, ${reader}, and puts what it has seen into ${latents} numbers, the latent vector *z*. ` +
+    ` Its *encoder* ${reader} and puts what it has seen into ${latents} numbers, the latent vector *z*. ` +
     "Its *decoder* draws an image from z alone.");
   say("map-text", `Each of the ${count.toLocaleString("en")} dots is a test image` + (map.plane
     ? `, where its latent vector is: this map is the latent space itself.${coloured}`
@@ -415,7 +415,7 @@ function writeTexts() {
     [losses.reconstruction_loss?.toFixed(1), "of these for the reconstruction"],
     [losses.kl_loss?.toFixed(1), "of these for the latent vector (KL)"],
     [`${active.length} of ${latents}`, "latent dimensions are in use"],
-    [parameters.toLocaleString("en"), "weights, all of them in this page"],
+    [parameters.toLocaleString("en"), "weights of the encoder and the decoder, all in this page"],
   ];
   $("metrics").append(...metrics.filter(([value]) => value).map(([value, meaning]) =>
     make("div", {}, make("b", {}, value), make("span", {}, meaning))));

@@ -1,0 +1,47 @@
+"""The notebook runs from top to bottom, and what it keeps can be read by everybody."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ROOT
+
+NOTEBOOK = ROOT / "notebooks" / "tour.ipynb"
+
+
+def test_the_tour_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    """In a copy of the project, with one epoch."""
+    for package in ("nbclient", "nbformat", "ipykernel"):
+        pytest.importorskip(package, reason=f"the notebook is run by {package}: pip install {package}")
+    from nbclient import NotebookClient
+    from nbformat import read
+
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "vae", project / "vae")
+    shutil.copytree(ROOT / "checkpoints" / "pretrained", project / "checkpoints" / "pretrained")
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, project)
+    (project / "notebooks").mkdir()
+    monkeypatch.delenv("VAE_CHECKPOINTS")
+    monkeypatch.setenv("TOUR_EPOCHS", "1")
+    notebook = read(NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(project / "notebooks")}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    pictures = [output for output in outputs_of(notebook) if "image/png" in output.get("data", {})]
+    assert len(pictures) == 8
+    assert (project / "explorer.html").stat().st_size > 1e6
+
+
+def outputs_of(notebook: dict) -> list[dict]:
+    return [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+
+
+def test_the_notebook_keeps_its_outputs_and_they_are_small():
+    notebook = json.loads(NOTEBOOK.read_text("utf-8"))
+    outputs = outputs_of(notebook)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 8
+    assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
+    assert NOTEBOOK.stat().st_size < 1e6
+    texts = ["".join(output["text"]) for output in outputs if output["output_type"] == "stream"]
+    assert "Epoch: 30/30" in "".join(texts)
+    assert not any(place in text for text in texts for place in ("/home", "/root", "/tmp", "/work", "/Users", ":\\"))
