@@ -18,7 +18,7 @@ import main
 
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed: pip install jax")
 TOLERANCE = 1e-3  # of each loss, relative
-# No number of devices but 2 divides the batches of 50, and only 3 the 297 test images. Dense layers compile fast.
+# No number of devices but 2 divides the batches of 50, and only 3 the 297 test images. A small network compiles fast.
 FLAGS = ("--dataset", "digits", "--network", "dense", "--image-size", "8", "--hidden-dim", "16", "--latent-dim", "3")
 FLAGS = (*FLAGS, "--prior", "mixture", "--batch-size", "50", "--learning-rate", "0.01", "--binarize", "--epochs", "4")
 RUN = "dense-digits-001"
