@@ -52,6 +52,7 @@ def main() -> None:
 def run_script(name: str, arguments: list[str], variables: dict[str, str], steps: int | None, times: Path) -> None:
     """In a process of its own: run a script. With `steps`, stop training after so many, and write down their rate."""
     os.environ |= variables
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     sys.argv = [f"{name}.py", *arguments]
     script = importlib.import_module(name)
     if name == "evaluate":

@@ -171,6 +171,18 @@ def test_test_images_alone_can_be_measured_but_not_trained_on(tmp_path):
     assert "test images only" in refuse(load, path)
 
 
+def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone():
+    dataset = data.load_digits(data.Options())
+    images, labels = dataset.sample_training(100, seed=1)
+    rows = [np.flatnonzero((dataset.train_images == image).all(axis=(1, 2))) for image in images[:]]
+    assert len(images) == len(labels) == 100 and len(set(map(int, np.concatenate(rows)))) >= 99  # two may be equal
+    assert all(label in dataset.train_labels[row] for label, row in zip(labels, rows, strict=True))
+    np.testing.assert_array_equal(dataset.sample_training(100, seed=1)[0][:], images[:])
+    assert not np.array_equal(dataset.sample_training(100, seed=2)[0][:], images[:])
+    assert data.replace(dataset, train_labels=None).sample_training(100, seed=1)[1] is None
+    assert dataset.sample_training(1500, seed=1) == (dataset.train_images, dataset.train_labels)
+
+
 def test_validation_images_of_the_data_itself_are_used(tmp_path):
     arrays = make_arrays()
     images = {"x_train": arrays["x_train"], "x_test": arrays["x_test"]}

@@ -5,9 +5,13 @@ gradients are added up. A process computes on all devices of its machine, and th
 """
 
 import argparse
+import atexit
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from vae import terminal
 from vae.terminal import UserError, number, positive_integer
@@ -15,6 +19,9 @@ from vae.terminal import UserError, number, positive_integer
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 CONNECTING = 120  # seconds for all processes to start
 FINISHING = 24 * 3600  # seconds that the others wait for the first process, which ends the run alone
+LOST = re.compile("gloo|nccl|remote|coordination|unavailable", re.IGNORECASE)  # in errors of JAX
+LOST_LINE = "a process of this run is lost, so all end; the last whole epoch is saved: start them again with --resume"
+WATCH = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +65,8 @@ class Devices:
         return self
 
     def _join(self) -> None:
+        self._watcher = _watch()
+        _silence_libraries()
         import jax
 
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -69,21 +78,35 @@ class Devices:
                 shutdown_timeout_seconds=FINISHING,
             )
         except (RuntimeError, ValueError) as error:
+            self.__exit__(UserError, None, None)
             reason = next(iter(str(error).splitlines()), "")[:200]
             raise UserError(f"--processes {self._processes}: they did not find each other ({reason})") from error
         self.is_first = jax.process_index() == 0
         if not self.is_first:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the life of the process
 
-    def __exit__(self, kind: type | None, error: Exception | None, trace) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace) -> None:
         if self._processes == 1:
             return
         import jax
 
-        if error is None:
-            jax.distributed.shutdown()  # waits until all have come here
-        elif isinstance(error, jax.errors.JaxRuntimeError):
-            raise UserError(f"another process of this run has ended ({error!s:.100})") from error
+        if kind is None:
+            try:
+                jax.distributed.shutdown()  # waits until all have come here
+            except RuntimeError:
+                self._end()
+        elif issubclass(kind, (RuntimeError, ValueError)) and LOST.search(str(error)):
+            self._end()
+        else:  # JAX would wait for the others before this process ends, and they for it
+            status = {KeyboardInterrupt: 130, terminal.Terminated: 143}.get(kind, 1)
+            atexit.register(os._exit, status)
+            sys.stdout.flush()
+        self._watcher.communicate(b"all is said")
+
+    def _end(self) -> NoReturn:
+        """End as JAX ends a process when it notices first that another one is lost: the watcher says the line."""
+        self._watcher.communicate()
+        os._exit(1)
 
     def share(self) -> None:
         """Let all devices compute each batch of the models that are built from here on."""
@@ -102,6 +125,20 @@ class Devices:
         if len(names) > 1:
             together = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
             keras.distribution.set_distribution(together)
+
+
+def _watch() -> subprocess.Popen:
+    """Start a process that prints a line when this one ends without a word: it was killed, or JAX has ended it."""
+    command = [sys.executable, "-IS", "-c", WATCH, f"{os.path.basename(sys.argv[0])}: {LOST_LINE}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C does not reach it
+
+
+def _silence_libraries() -> None:
+    """Leave standard output and error to Python alone: JAX's own libraries write pages when a process is lost."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number_, name in ((1, "stdout"), (2, "stderr")):
+        setattr(sys, name, open(os.dup(number_), "w", buffering=1, errors="backslashreplace"))  # noqa: SIM115
+        os.dup2(nowhere, number_)
 
 
 def gather(vae, build: Callable):

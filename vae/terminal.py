@@ -116,8 +116,7 @@ def find_devices() -> list[str]:
         import torch
 
         return ["cuda" if torch.cuda.is_available() else "cpu"]
-    together = keras.distribution.distribution()
-    if together is not None:
+    if keras.backend.backend() == "jax" and (together := keras.distribution.distribution()) is not None:
         return together.device_mesh.devices.tolist()
     return keras.distribution.list_devices()[:1]
 
