@@ -148,7 +148,7 @@ def make_dataset(shape: tuple[int, int], labels=range(5), count: int = 40, name:
     rng = np.random.default_rng(1)
     drawn = None if labels is None else rng.choice(list(labels), count)
     images = rng.integers(0, 256, (count, *shape), np.uint8)
-    return SimpleNamespace(name=name, test_images=images, test_labels=drawn, notes=(), warning=None)
+    return SimpleNamespace(name=name, test_images=images, test_labels=drawn, label_names=None, notes=(), warning=None)
 
 
 def write_page(folder, run, dataset):

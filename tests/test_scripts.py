@@ -14,7 +14,6 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +24,7 @@ from PIL import Image
 import evaluate
 import generator
 import main
-from vae import data, download, files, plots, run, sampling, settings
-from vae.batches import Batches
+from vae import data, download, files, plots, run, settings
 from vae.run import LOSSES, Run, read_config
 
 SHIPPED = ROOT / "checkpoints" / "pretrained"
@@ -75,7 +73,7 @@ def answer_at_once(script: str, *arguments: str) -> tuple[int, str, list[str]]:
 FLAGS = {
     "main.py": "resume network dataset data transpose image-size validation-split epochs batch-size learning-rate "
     "latent-dim hidden-dim prior components beta importance-samples likelihood variance binarize seed name overwrite "
-    "save-reconstructions precision tensorboard deterministic",
+    "save-reconstructions precision tensorboard deterministic devices processes process coordinator",
     "generator.py": "checkpoint count columns digit label scale seed output arrays interpolate manifold reconstruct "
     "from dataset data transpose",
     "evaluate.py": "checkpoint dataset data transpose binarize importance-samples images arrays figures seed json",
@@ -973,23 +971,3 @@ def test_a_run_is_restored_from_any_path_and_is_not_written_to(tmp_path, here, c
     assert measured["checkpoint"] == str(folder)
     assert measured["irreducible_loss"] == 0 and "binary pixels" in said  # though it was trained on grey ones
     assert snapshot(folder) == before and Path("generated_images.png").exists()
-
-
-def test_losses_and_pixels_are_those_of_the_same_images(monkeypatch):
-    """Batch by batch: each image's losses and codes, and the pixels, also binary ones, of the chosen images."""
-    monkeypatch.setattr(evaluate, "BATCH", 50)
-    dataset = data.load_digits(data.Options())
-    options = SimpleNamespace(seed=3, binarize=True, variance=None)
-    batches = Batches(dataset.test_images, 50, 3, binarize=True)
-    whole = np.concatenate([batches[index][0] for index in range(len(batches))])
-    sums = whole.sum(axis=(1, 2))
-    encoder = SimpleNamespace(predict_on_batch=lambda x: (x.sum(axis=(1, 2))[:, None], np.full((len(x), 1), -50.0)))
-    likelihood = SimpleNamespace(predict_on_batch=lambda pair: -pair[0].sum(axis=(1, 2)) - pair[1][:, 0])
-    chosen = np.random.default_rng(0).permutation(len(whole))[:40]
-    models = encoder, likelihood, sampling.make_normal(1)
-    losses, posterior, pixels = evaluate.measure_losses(models, dataset, chosen, options)
-    np.testing.assert_array_equal(pixels, whole[chosen])
-    np.testing.assert_array_equal(posterior.mean[:, 0], sums)
-    np.testing.assert_allclose(losses[0], 2 * sums, rtol=1e-5)
-    np.testing.assert_allclose(losses[1], 0.5 * (sums**2 + 50 - 1), rtol=1e-5)
-    assert not losses[2].any()

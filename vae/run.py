@@ -55,7 +55,7 @@ class Run:
         self.folder = folder
         self.config = config
         self.rows: list[dict] = []
-        self.given: dict = {}  # by flags
+        self.given: dict = {}  # the settings that flags gave
 
     # Create and find
 
