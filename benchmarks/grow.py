@@ -38,7 +38,8 @@ def main() -> None:
     add, whole = parser.add_argument, terminal.positive_integer
     add("--data", metavar="PATH", help="MNIST (default: found)")
     add("--only", choices=tuple(parts), help="a single part (default: all)")
-    add("--images", type=whole, default=10_000_000, metavar="N", help="how many to make (default: 10000000, 7.8 GB)")
+    many = terminal.number(int, "a whole number from 1 to 1000000000", 1, 10**9)
+    add("--images", type=many, default=10_000_000, metavar="N", help="how many to make (default: 10000000, 7.8 GB)")
     add("--steps", type=whole, default=2000, metavar="N", help="to train on them (default: 2000)")
     options = parser.parse_args()
     mnist = data.load(data.Options("mnist" if options.data is None else None, options.data))
@@ -53,6 +54,7 @@ def run_script(name: str, arguments: list[str], variables: dict[str, str], steps
     """In a process of its own: run a script. With `steps`, stop training after so many, and write down their rate."""
     os.environ |= variables
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # of what it prints, errors are enough
     sys.argv = [f"{name}.py", *arguments]
     script = importlib.import_module(name)
     if name == "evaluate":

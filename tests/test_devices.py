@@ -70,7 +70,7 @@ def alone(tmp_path_factory) -> np.ndarray:
 
 
 @needs_jax
-@pytest.mark.parametrize("devices, flags, computing", [(2, (), 2), (4, (), 4), (4, ("--devices", "3"), 3)])
+@pytest.mark.parametrize("devices, flags, computing", [(3, ("--devices", "2"), 2), (4, (), 4)])
 def test_several_devices_train_as_one(root, alone, devices, flags, computing):
     said = train(*FLAGS, *flags, devices=devices)
     assert f"device =  {computing} devices, cpu:0 to cpu:{computing - 1} (" in said
@@ -116,10 +116,8 @@ def wait_for(is_reached, process) -> None:
 @needs_jax
 def test_more_devices_than_there_are_and_no_other_process(tmp_path):
     ended = finish("main.py", *FLAGS, "--devices", "3", env=environment(2))
-    assert (
-        ended.returncode == 1
-        and ended.stderr == "main.py: --devices 3: there are only 2 here; leave it out to use all\n"
-    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "main.py: --devices 3: there are only 2 here; leave it out to use all"
 
 
 @pytest.mark.parametrize("flag", ["--devices", "--processes"])
