@@ -20,8 +20,8 @@ import numpy as np
 
 from vae.terminal import UserError, as_path
 
-LARGEST_MODEL = 256 * 2**20  # bytes in a .keras archive, unpacked
-LARGEST_ARRAYS = 1024 * 2**20  # bytes in an .npz, unpacked
+LARGEST_MODEL = 2 * 2**30  # bytes in a .keras archive, unpacked; `readout` for images of 64 x 48 has 1.2 GB
+LARGEST_ARRAYS = 4 * 2**30  # bytes in an .npz, unpacked; its training state has three times as many
 LARGEST_TEXT = 2**20  # bytes of a config.json; two thousand are usual
 MODEL_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # and no assets, which Keras would unpack
 
