@@ -27,7 +27,7 @@ PROCESSES = multiprocessing.get_context("spawn")
 FEW = 6000  # images of MNIST that several devices train on
 WARM_UP = 100  # steps that are not timed
 SHORT = 300  # steps on MNIST: an epoch
-TEST_IMAGES = 500_000
+TEST_IMAGES = 1_000_000
 NOISE = 8  # grey levels, at most
 
 
@@ -58,15 +58,15 @@ def run_script(name: str, arguments: list[str], variables: dict[str, str], steps
     sys.argv = [f"{name}.py", *arguments]
     script = importlib.import_module(name)
     if name == "evaluate":
-        measure = script.measure_losses
+        measure = script.measure_images
 
-        def timed(models: tuple, dataset: data.Dataset, *others) -> tuple:
+        def timed(*given) -> dict[str, np.ndarray]:
             began = time.perf_counter()
-            result = measure(models, dataset, *others)
-            times.write_text(str(len(dataset.test_images) / (time.perf_counter() - began)))
-            return result
+            arrays = measure(*given)
+            times.write_text(str(len(arrays["mean"]) / (time.perf_counter() - began)))
+            return arrays
 
-        script.measure_losses = timed
+        script.measure_images = timed
     if steps is not None:
         stop_after(steps, times)
     terminal.run(script.main)
@@ -157,7 +157,7 @@ def train_together(devices: int, processes: int, *flags) -> None:
 
 
 def report_images(options: Namespace, mnist: data.Dataset, folder: Path) -> None:
-    """Train on many images, and measure half a million; compare speed and memory with those of MNIST."""
+    """Train on many images, and measure a million; compare speed and memory with those of MNIST."""
     many, small = folder / "many", folder / "mnist"
     began = time.perf_counter()
     write_images(many / "x_train.npy", mnist.train_images, options.images)
