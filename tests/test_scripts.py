@@ -74,7 +74,7 @@ def answer_at_once(script: str, *arguments: str) -> tuple[int, str, list[str]]:
 FLAGS = {
     "main.py": "resume network dataset data transpose image-size validation-split epochs batch-size learning-rate "
     "latent-dim hidden-dim prior components beta importance-samples likelihood variance binarize seed name overwrite "
-    "save-reconstructions precision tensorboard deterministic",
+    "save-reconstructions precision tensorboard deterministic devices processes process coordinator",
     "generator.py": "checkpoint count columns digit label scale seed output arrays interpolate manifold reconstruct "
     "from dataset data transpose",
     "evaluate.py": "checkpoint dataset data transpose binarize importance-samples images figures seed json",
