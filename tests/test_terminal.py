@@ -227,6 +227,12 @@ def test_a_backend_that_is_not_there_is_refused(monkeypatch):
     assert "KERAS_BACKEND=jax: it is not installed; pip install jax" in refuse(terminal.import_keras)
 
 
+@pytest.mark.parametrize("given", ["", "TensorFlow"])
+def test_a_backend_may_be_empty_or_in_capitals(monkeypatch, given):
+    monkeypatch.setenv("KERAS_BACKEND", given)
+    assert terminal.find_backend() == "tensorflow"
+
+
 @pytest.mark.parametrize("home", [None, "/somewhere"])
 def test_keras_json_is_not_read_and_keras_home_stays(monkeypatch, home, plain_keras):
     monkeypatch.delenv("KERAS_HOME") if home is None else monkeypatch.setenv("KERAS_HOME", home)

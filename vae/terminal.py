@@ -98,7 +98,7 @@ def import_keras():
 
 def find_backend() -> str:
     """Return what Keras is to compute with, by KERAS_BACKEND; UserError where it is not installed."""
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow").lower()
+    backend = (os.environ.get("KERAS_BACKEND") or "tensorflow").lower()
     if backend not in BACKENDS:
         raise UserError(
             f"KERAS_BACKEND={backend}: there is no such backend; set it to {', '.join(BACKENDS)}, or unset it"
