@@ -178,10 +178,10 @@ class VAE(keras.Model):
         return self._means
 
     def call(self, images, training=False):
-        """Return what each image (n, 28, 28) costs, in nats, with K latent vectors z: in training, importance_samples.
+        """Return what each image (n, 28, 28) costs, in nats. K latent vectors z are drawn from q(z|x) for each image.
 
-        Returns the logits (n, K, 28, 28); reconstruction, -log p(x|z), (n, K); the KL, (n,); and log_ratio,
-        log p(z) - log q(z|x), (n, K).
+        K is importance_samples in training, and otherwise 1. Returns the logits (n, K, 28, 28); reconstruction,
+        -log p(x|z), (n, K); the KL, (n,); and log_ratio, log p(z) - log q(z|x), (n, K).
         """
         mean, log_var, z, logits = self.encode_and_decode(images, training)
         reconstruction = reconstruction_loss(images[:, None], logits, self.variance)

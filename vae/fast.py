@@ -25,9 +25,10 @@ def speed_up(vae: VAE, in_shards: bool) -> VAE:
 
 
 class FastVAE(VAE):
-    """A VAE that computes each training batch in two shards in parallel.
+    """A VAE that encodes and decodes each training batch in two shards in parallel.
 
-    An operation that runs on one core at its own images wastes less time than one that two cores share.
+    An operation that runs on one core at its own images wastes less time than one that two cores share. The prior is
+    computed for the whole batch: its matrices are the same for all images.
     """
 
     def __init__(self, vae: VAE, shards: int):
