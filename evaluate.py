@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vae import data, files, metrics, report, sampling, terminal
+from vae import files, metrics, report, sampling, terminal
+from vae.dataset import Dataset, to_pixels
 from vae.run import LOSSES, Run
 from vae.settings import add_checkpoint_flag, add_data_flags, variance_of
 from vae.terminal import UserError, positive_integer
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(
-    run: Run, halves: tuple, dataset: data.Dataset, options: argparse.Namespace
+    run: Run, halves: tuple, dataset: Dataset, options: argparse.Namespace
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return every metric by name, and what each test image has, as --arrays saves it.
 
@@ -172,14 +173,14 @@ def build_log_likelihood(decoder, variance: float | None):
     return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
 
 
-def draw(folder: Path, arrays: dict[str, np.ndarray], dataset: data.Dataset, title: str) -> None:
+def draw(folder: Path, arrays: dict[str, np.ndarray], dataset: Dataset, title: str) -> None:
     """Write the figures of the latent space, and of the strangest images."""
     from vae import plots
 
     information = metrics.information_per_dimension(arrays["mean"], arrays["log_var"])
     losses = arrays["general_loss"]
     strangest = np.argsort(-losses)[:STRANGEST]
-    images = data.to_pixels(dataset.test_images[strangest])
+    images = to_pixels(dataset.test_images[strangest])
     titles = [f"{title}: {what}" for what in ("latent means of test images", "what each latent dimension tells")]
     titles.append(f"{title}: the {len(images)} strangest test images, row by row")
     figures = {

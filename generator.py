@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vae import data, files, report, sampling, terminal
+from vae import files, report, sampling, terminal
+from vae.dataset import to_pixels
 from vae.run import Run
 from vae.settings import add_checkpoint_flag, add_data_flags
 from vae.terminal import UserError, positive_integer
@@ -225,7 +226,7 @@ def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
 
     def pairs() -> Iterator[np.ndarray]:
         for start in range(0, len(chosen), BATCH):
-            originals = data.to_pixels(images[chosen[start : start + BATCH]])
+            originals = to_pixels(images[chosen[start : start + BATCH]])
             mean, log_var = encoder.predict_on_batch(originals)
             decoded = decoder.predict_on_batch(sampling.draw_codes(mean, log_var, rng))
             yield np.stack([originals, decoded], axis=1).reshape(-1, *originals.shape[1:])
@@ -236,7 +237,7 @@ def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
 def pick(images: np.ndarray, options: argparse.Namespace) -> Picture:
     """Choose saved reconstructions (n, H, W), bytes, at random."""
     chosen, columns, _ = choose(len(images), options)
-    batches = (data.to_pixels(images[chosen[start : start + BATCH]]) for start in range(0, len(chosen), BATCH))
+    batches = (to_pixels(images[chosen[start : start + BATCH]]) for start in range(0, len(chosen), BATCH))
     return Picture("reconstructions of training images", (len(chosen), *images.shape[1:]), columns, batches)
 
 

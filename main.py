@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 
 from vae import devices, report, settings, terminal
-from vae.data import Dataset
+from vae.dataset import Dataset
 from vae.run import LOSSES, Run
 
 WARMUP = 0.01  # share of the training steps in which the learning rate rises

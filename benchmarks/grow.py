@@ -21,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vae import data, terminal
+from vae.dataset import Dataset
 from vae.run import LOSSES
 
 PROCESSES = multiprocessing.get_context("spawn")
@@ -121,7 +122,7 @@ class Script:
         return float(text or 0)
 
 
-def report_devices(options: Namespace, mnist: data.Dataset, folder: Path) -> None:
+def report_devices(options: Namespace, mnist: Dataset, folder: Path) -> None:
     """Train for two epochs on 1, 2 and 4 virtual devices and in 2 processes; compare losses and speed."""
     few = folder / "few"
     few.mkdir()
@@ -156,7 +157,7 @@ def train_together(devices: int, processes: int, *flags) -> None:
         script.wait()
 
 
-def report_images(options: Namespace, mnist: data.Dataset, folder: Path) -> None:
+def report_images(options: Namespace, mnist: Dataset, folder: Path) -> None:
     """Train on many images, and measure a million; compare speed and memory with those of MNIST."""
     many, small = folder / "many", folder / "mnist"
     began = time.perf_counter()

@@ -28,7 +28,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vae import terminal
-from vae.run import read_config
+from vae.runs import read_config
 from vae.terminal import UserError
 
 FULL = ("--binarize", "--epochs", "3", "--seed", "1")  # the whole network, on all of MNIST

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import generator
 from vae import data, terminal
+from vae.dataset import Dataset, to_pixels
 from vae.terminal import UserError
 
 DIGITS = 1000  # images of each digit
@@ -40,13 +41,13 @@ def main() -> None:
     if dataset.train_labels is None or dataset.test_labels is None:
         raise UserError(f"--data {options.data}: without labels no classifier can be trained; name MNIST's files")
     get_features, classify = train_classifier(dataset, options.seed)
-    reference = get_features(data.to_pixels(dataset.test_images))
+    reference = get_features(to_pixels(dataset.test_images))
 
     chosen = np.random.default_rng(options.seed).permutation(len(dataset.train_images))[: options.count]
     source = ["--data", options.data] if options.data else ["--dataset", "mnist"]
     pairs = draw(options, options.count, "--reconstruct", *source)  # each original, and its reconstruction
     sets = {
-        "training images": data.to_pixels(dataset.train_images[chosen]),
+        "training images": to_pixels(dataset.train_images[chosen]),
         "reconstructions of test images": pairs[1::2],
         "drawn from the run's prior": draw(options, options.count),
     }
@@ -89,7 +90,7 @@ def draw(options: Namespace, count: int, *flags: str) -> np.ndarray:
             return archive["images"]
 
 
-def train_classifier(dataset: data.Dataset, seed: int) -> tuple[Callable, Callable]:
+def train_classifier(dataset: Dataset, seed: int) -> tuple[Callable, Callable]:
     """Train a classifier. Return functions from images (n, 28, 28) to features (n, 128) and to p(digit), (n, 10).
 
     Raises UserError where its accuracy on the test images is too low.
@@ -112,9 +113,9 @@ def train_classifier(dataset: data.Dataset, seed: int) -> tuple[Callable, Callab
     model.compile(
         keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
     )
-    pixels = data.to_pixels(dataset.train_images)
+    pixels = to_pixels(dataset.train_images)
     model.fit(pixels, dataset.train_labels, batch_size=batch_size, epochs=epochs, verbose=0)
-    accuracy = model.evaluate(data.to_pixels(dataset.test_images), dataset.test_labels, verbose=0)[1]
+    accuracy = model.evaluate(to_pixels(dataset.test_images), dataset.test_labels, verbose=0)[1]
     print(f"The classifier recognises {accuracy:.2%} of the {len(dataset.test_images):,} test images.", flush=True)
     if accuracy < LEAST_ACCURACY:
         raise UserError(f"{dataset.source}: the classifier is too bad to judge; name MNIST's files with --data")

@@ -38,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import generator
 import main as project
-from vae import data, settings, terminal
+from vae import settings, terminal
+from vae.dataset import Dataset, to_pixels
 from vae.terminal import UserError
 
 IMAGES_A_ROUND = 24_000
@@ -190,7 +191,7 @@ def build_vae(job: Job):
     """Build the VAE of main.py, compiled."""
     terminal.import_keras()
     images = job.make_images()
-    return project.build_vae(job.options, data.Dataset("random", images, None, None, images, None, "", "random"))
+    return project.build_vae(job.options, Dataset("random", images, None, None, images, None, "", "random"))
 
 
 def prepare_plain_keras(job: Job) -> Callable[[], float]:
@@ -204,7 +205,7 @@ def prepare_plain_keras(job: Job) -> Callable[[], float]:
     halves = settings.NETWORKS[options.network].build((28, 28), options.hidden_dim, options.latent_dim)
     vae = VAE(halves, NormalPrior())
     vae.compile(keras.optimizers.Adam(options.learning_rate))
-    images = data.to_pixels(job.make_images())
+    images = to_pixels(job.make_images())
     return partial(time_fit, vae, job.images, x=images, batch_size=options.batch_size)
 
 
@@ -230,7 +231,7 @@ def prepare_torch(job: Job, compiles: bool, channels_last: bool) -> Callable[[],
     vae = build_torch_vae(job, channels_last)
     optimizer = torch.optim.Adam(vae.parameters(), job.options.learning_rate, eps=1e-7, fused=True)
     step = torch.compile(vae) if compiles else vae
-    images = torch.from_numpy(data.to_pixels(job.make_images()))
+    images = torch.from_numpy(to_pixels(job.make_images()))
 
     def train() -> float:
         began = time.perf_counter()
@@ -321,7 +322,7 @@ def write_reference(job: Job) -> tuple[int, int]:
 
     from model import logits_of, reconstruction_loss
 
-    images = data.to_pixels(job.make_images()[: job.options.batch_size])
+    images = to_pixels(job.make_images()[: job.options.batch_size])
     mean, log_var = vae.encoder(images)
     epsilon = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
     logits = logits_of(vae.decoder)(mean + keras.ops.exp(0.5 * log_var) * epsilon)

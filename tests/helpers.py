@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vae import data
+from vae.dataset import Dataset
 
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -66,12 +67,12 @@ def to_zip(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
     return file.getvalue()
 
 
-def load(path: Path, **options) -> data.Dataset:
+def load(path: Path, **options) -> Dataset:
     """Load the images at a path, as --data does."""
     return data.load(data.Options(data=str(path), **options))
 
 
-def assert_is_made(dataset: data.Dataset) -> None:
+def assert_is_made(dataset: Dataset) -> None:
     """The data set is that of `make_arrays`, as bytes."""
     for field, wanted in zip(FIELDS, make_arrays().values(), strict=True):
         np.testing.assert_array_equal(getattr(dataset, field), wanted)

@@ -5,7 +5,8 @@ import pytest
 from helpers import load, make_arrays, write_npz
 from PIL import Image
 
-from vae import convert, data
+from vae import convert
+from vae.dataset import to_pixels
 from vae.terminal import UserError
 
 X, Y, T, U = make_arrays().values()
@@ -84,7 +85,7 @@ def test_halves_that_differ_by_a_factor_are_refused(tmp_path, train, test):
 @pytest.mark.parametrize("test", [(T > 127) * np.uint8(255), T, T / 255, T > 127])
 def test_truth_values_go_with_every_scale(tmp_path, test):
     dataset = load_arrays(tmp_path, x_train=X > 127, x_test=test)
-    assert dataset.train_images.max() == 1 and data.to_pixels(dataset.test_images).max() == 1
+    assert dataset.train_images.max() == 1 and to_pixels(dataset.test_images).max() == 1
 
 
 BAD_PIXELS = {

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from helpers import load, make_arrays, make_idx_files, write_folder, write_npz
 
 from vae import data
 from vae.data import Options
+from vae.dataset import hold_out, number_as_in_run, to_pixels
 from vae.terminal import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +31,9 @@ def refuse(function, *arguments) -> str:
 
 def test_bytes_become_pixels():
     images, floats = np.arange(256, dtype=np.uint8), np.linspace(0, 1, 5, dtype=np.float32)
-    assert data.to_pixels(images).dtype == np.float32
-    np.testing.assert_array_equal(data.to_pixels(images), (np.arange(256) / 255).astype(np.float32))
-    assert data.to_pixels(floats) is floats
+    assert to_pixels(images).dtype == np.float32
+    np.testing.assert_array_equal(to_pixels(images), (np.arange(256) / 255).astype(np.float32))
+    assert to_pixels(floats) is floats
 
 
 def test_digits():
@@ -72,22 +74,22 @@ def test_the_fingerprint_is_of_the_images_alone(tmp_path):
 @pytest.mark.parametrize("share, held", [(0.3, 450), (0.5, 750)])
 def test_hold_out(share, held):
     whole = data.load(Options("digits"))
-    dataset = data.hold_out(whole, share, seed=5)
+    dataset = hold_out(whole, share, seed=5)
     order = np.random.default_rng(5).permutation(1500)
     np.testing.assert_array_equal(dataset.validation_images, whole.train_images[np.sort(order[:held])])
     np.testing.assert_array_equal(dataset.train_images, whole.train_images[np.sort(order[held:])])
     np.testing.assert_array_equal(dataset.train_labels, whole.train_labels[np.sort(order[held:])])
     assert (dataset.sha256, len(dataset.test_images)) == (whole.sha256, 297)
-    assert (data.hold_out(whole, share, seed=6).train_images != dataset.train_images).any()
+    assert (hold_out(whole, share, seed=6).train_images != dataset.train_images).any()
 
 
 def test_holding_out_nothing_or_all(tmp_path):
     arrays = {name: array for name, array in make_arrays().items() if name[0] == "x"}
     dataset = load(write_npz(tmp_path / "a.npz", **arrays))
-    assert data.hold_out(dataset, 0, seed=0) is dataset
-    assert data.hold_out(dataset, 0.5, seed=0).train_labels is None
+    assert hold_out(dataset, 0, seed=0) is dataset
+    assert hold_out(dataset, 0.5, seed=0).train_labels is None
     for share, held in ((0.01, "0 of 6"), (0.99, "6 of 6")):
-        assert held in refuse(data.hold_out, dataset, share, 0)
+        assert held in refuse(hold_out, dataset, share, 0)
 
 
 # The user's own images
@@ -179,7 +181,7 @@ def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone
     assert all(label in dataset.train_labels[row] for label, row in zip(labels, rows, strict=True))
     np.testing.assert_array_equal(dataset.sample_training(100, seed=1)[0][:], images[:])
     assert not np.array_equal(dataset.sample_training(100, seed=2)[0][:], images[:])
-    assert data.replace(dataset, train_labels=None).sample_training(100, seed=1)[1] is None
+    assert replace(dataset, train_labels=None).sample_training(100, seed=1)[1] is None
     assert dataset.sample_training(1500, seed=1) == (dataset.train_images, dataset.train_labels)
 
 
@@ -187,8 +189,8 @@ def test_validation_images_of_the_data_itself_are_used(tmp_path):
     arrays = make_arrays()
     images = {"x_train": arrays["x_train"], "x_test": arrays["x_test"]}
     dataset = load(write_npz(tmp_path / "a.npz", **images, x_val=arrays["x_test"]))
-    assert data.hold_out(dataset, 0, seed=0) is dataset
-    held_out = data.hold_out(dataset, 0.5, seed=0)
+    assert hold_out(dataset, 0, seed=0) is dataset
+    held_out = hold_out(dataset, 0.5, seed=0)
     assert len(held_out.validation_images) == 3 and len(held_out.train_images) == 6
     assert "--validation-split" in held_out.notes[-1]
     assert dataset.sha256 != load(write_npz(tmp_path / "b.npz", **images)).sha256
@@ -208,7 +210,7 @@ def test_validation_images_of_the_data_itself_are_used(tmp_path):
 def test_labels_of_shown_images_have_the_numbers_of_the_run(tmp_path, own, given, numbers, names):
     path = write_npz(tmp_path / "a.npz", x_test=make_arrays()["x_test"], y_test=np.array(given))
     config = {"settings": {}, "dataset": {"label_names": own}}
-    dataset = data.number_as_in_run(data.load_for_run(Options(data=str(path)), config), config)
+    dataset = number_as_in_run(data.load_for_run(Options(data=str(path)), config), config)
     assert (dataset.test_labels is None) == (numbers is None)
     assert numbers is None or dataset.test_labels.tolist() == numbers
     assert dataset.label_names == names and any("other names" in note for note in dataset.notes) == (numbers is None)

@@ -1,9 +1,10 @@
-"""Reading files: IDX to the bit, .npy larger than memory, odd CSV, what is refused and why, and hostile files."""
+"""Reading files: IDX to the bit, .npy larger than memory, what is refused and why, and hostile files."""
 
 import gzip
 import struct
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from helpers import (
     write_npz,
 )
 
-from vae import data, formats
+from vae import formats
+from vae.dataset import hold_out
 from vae.terminal import UserError
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = STEMS
@@ -60,7 +62,7 @@ def test_npy_files_larger_than_memory_are_mapped(tmp_path, monkeypatch, change):
     arrays = {"x_train": rng.integers(0, 256, (9000, 28, 28), np.uint8), "y_train": np.resize(range(10), 9000)}
     arrays |= {"x_test": rng.integers(0, 256, (3000, 28, 28), np.uint8)}
     arrays = {name: change(array) if name[0] == "x" else array for name, array in arrays.items()}
-    whole = data.hold_out(load(write_npz(tmp_path / "a.npz", **arrays)), 0.25, seed=3)
+    whole = hold_out(load(write_npz(tmp_path / "a.npz", **arrays)), 0.25, seed=3)
     write_folder(tmp_path / "npy", {f"{name}.npy": to_npy(array) for name, array in arrays.items()})
 
     monkeypatch.setattr(formats, "MAX_BYTES", 2**20)
@@ -68,7 +70,7 @@ def test_npy_files_larger_than_memory_are_mapped(tmp_path, monkeypatch, change):
     tracemalloc.start()
     try:
         mapped = load(tmp_path / "npy")
-        dataset = data.hold_out(mapped, 0.25, seed=3)
+        dataset = hold_out(mapped, 0.25, seed=3)
         assert tracemalloc.get_traced_memory()[1] < 4 * 2**20 * mapped.train_images.dtype.itemsize
     finally:
         tracemalloc.stop()
@@ -79,7 +81,7 @@ def test_npy_files_larger_than_memory_are_mapped(tmp_path, monkeypatch, change):
     np.testing.assert_array_equal(dataset.train_images[:7], whole.train_images[:7])
     np.testing.assert_array_equal(dataset.validation_images[:], whole.validation_images)
     np.testing.assert_array_equal(dataset.train_labels, whole.train_labels)
-    again = data.hold_out(data.replace(dataset, validation_images=None), 0.5, seed=4)  # a part of a part
+    again = hold_out(replace(dataset, validation_images=None), 0.5, seed=4)  # a part of a part
     np.testing.assert_array_equal(
         again.validation_images[:9], whole.train_images[np.sort(np.random.default_rng(4).permutation(6750)[:3375])[:9]]
     )
@@ -90,78 +92,6 @@ def test_npy_files_that_must_be_converted_have_to_fit_in_memory(tmp_path, monkey
     assert len(load(folder).train_images) == 1800
     monkeypatch.setattr(formats, "MAX_BYTES", 2**20)
     assert "more than" in refuse(folder)
-
-
-def test_csv_of_floats_names_and_other_columns(tmp_path):
-    x = (make_arrays()["x_train"][:, :8, :8] / 255).round(4)
-    rows = ["id,letter," + ",".join(f"p{i}" for i in range(64))]
-    rows += [f'{number},"{"abc"[number % 3]}",' + ",".join(map(str, image.ravel())) for number, image in enumerate(x)]
-    (tmp_path / "letters.csv").write_text("\ufeff" + "\n".join(rows) + "\n\n", encoding="utf-8")
-    dataset = load(tmp_path / "letters.csv")
-    assert (dataset.label_names, dataset.image_shape, len(dataset.train_images)) == (("a", "b", "c"), (8, 8), 5)
-    wanted = {(image.astype(np.float32).tobytes(), number % 3) for number, image in enumerate(x)}
-    found = zip(
-        [*dataset.train_images, *dataset.test_images], [*dataset.train_labels, *dataset.test_labels], strict=True
-    )
-    assert {(image.tobytes(), label) for image, label in found} == wanted
-
-
-@pytest.mark.parametrize("first", ["", "label", "7"])
-def test_csv_whose_columns_are_called_by_numbers(tmp_path, first):
-    """As pandas writes them, with or without the numbers of the rows; a row of data may begin with any number."""
-    x = make_arrays()["x_train"][:, :8, :8].reshape(-1, 64)
-    rows = [[first, *range(64)]] if first != "7" else []
-    rows += [[number, *image] for number, image in enumerate(x)]
-    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
-    dataset = load(tmp_path / "a.csv")
-    assert len(dataset.train_images) + len(dataset.test_images) == 6
-    assert (dataset.train_labels is None) == (first == "")
-
-
-SMALL = make_arrays()["x_train"][:, :8, :8].reshape(-1, 64) | 1
-PIXELS = [f"pixel{i}" for i in range(64)]
-LABELS_IN_CSV = {
-    "a name that is not known, last": ([*PIXELS, "species"], lambda image, label: [*image, label]),
-    "a name that is not known, first": (["species", *PIXELS], lambda image, label: [label, *image]),
-    "no names, and labels last": (None, lambda image, label: [0, *image[1:], label]),
-    "equal names made different": (["0", *(f"0.{i}" for i in range(1, 65))], lambda image, label: [label, *image]),
-}
-
-
-@pytest.mark.parametrize("names, to_row", LABELS_IN_CSV.values(), ids=LABELS_IN_CSV)
-def test_labels_are_found_beside_the_pixels(tmp_path, names, to_row):
-    rows = [] if names is None else [names]
-    rows += [to_row(image, label) for label, image in enumerate(SMALL)]
-    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
-    images, labels = formats.read_csv(tmp_path / "a.csv")
-    assert labels.tolist() == list("012345") and images.dtype == np.uint8
-    np.testing.assert_array_equal(images[:, 1:], SMALL[:, 1:])
-
-
-def test_one_class_called_0_is_no_black_pixel(tmp_path):
-    rows = [[0, *image[:-1], 40 * number] for number, image in enumerate(SMALL)]
-    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
-    images, labels = formats.read_csv(tmp_path / "a.csv")
-    assert labels.tolist() == ["0"] * 6
-    np.testing.assert_array_equal(images[:, :-1], SMALL[:, :-1])
-
-
-BAD_CSV = {
-    "a row that is cut": (b"label," + b"p," * 63 + b"p\n" + b"1," * 30 + b"1\n", "damaged"),
-    "no square": (b"1," * 67 + b"1\n", "no square"),
-    "words": (b"label," + b"p," * 63 + b"p\n1," + b"x," * 63 + b"x\n", "damaged"),
-    "names alone": (b"label," + b"p," * 63 + b"p\n", "holds no images"),
-    "empty": (b"", "0 columns"),
-    "binary": (bytes(range(256)), "columns"),
-    "a few columns": (b"name,label\na.png,3\n", "2 columns"),
-}
-
-
-@pytest.mark.parametrize("content, words", BAD_CSV.values(), ids=BAD_CSV)
-def test_a_bad_csv_is_refused(tmp_path, content, words):
-    (tmp_path / "bad.csv").write_bytes(content)
-    message = refuse(tmp_path / "bad.csv")
-    assert words in message and str(tmp_path / "bad.csv") in message
 
 
 # What is refused: files, the one that is named, and words of the line

@@ -1,110 +1,27 @@
-"""A run's folder: created, found, saved, restored and resumed; whole after a kill at any moment; never two at once.
+"""A run's folder: saved, restored and resumed; whole after a kill at any moment; never two at once.
 
-Nothing is trained here: `Model` counts epochs instead. tests/test_scripts.py has the same with true networks.
+Nothing is trained here. tests/test_scripts.py has the same with true networks.
 """
 
 import json
 import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, refuse, snapshot
+from conftest import refuse, snapshot
 from filelock import FileLock
 from PIL import Image
+from tiny_runs import DATASET, IMAGES, Model, epochs_in, new, train, train_epoch, write_config
 
 from vae import data, files, run, sampling
-from vae.run import Run, read_config
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
-DATASET = data.Dataset("tiny", IMAGES, None, None, IMAGES[:5], None, sha256="0" * 64, source="memory")
-CONFIG = {
-    "format": run.FORMAT,
-    "settings": {"data": None, "binarize": False},
-    "dataset": {"name": "digits", "sha256": "0"},
-    "versions": {},
-    "epochs_done": 0,
-    "finished": None,
-}
-
-
-class Half:
-    """Replaces an encoder or a decoder. What it saves is its value as a text."""
-
-    def __init__(self, variable):
-        self.weights = [variable]
-
-    def count_params(self) -> int:
-        return 3
-
-    def save(self, path: Path) -> None:
-        path.write_text(str(float(np.asarray(self.weights[0])[0])))
-
-
-class Prior(Half):
-    """Replaces a learned prior, likewise."""
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        return {"epochs": np.asarray(self.weights[0])}
-
-
-class Model:
-    """Replaces a VAE: encoder, decoder, prior and optimizer have a variable each: the epochs that it has seen."""
-
-    def __init__(self):
-        import keras
-
-        variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(4)]
-        self.encoder, self.decoder, self.prior = Half(variables[0]), Half(variables[1]), Prior(variables[2])
-        self.optimizer = SimpleNamespace(variables=variables[3:])
-
-    def see_an_epoch(self) -> None:
-        for variable in run._variables(self):
-            variable.assign(variable + 1)
-
-
-def train_epoch(one: Run, model: Model) -> None:
-    model.see_an_epoch()
-    one.save_epoch(model, one.make_row([3.0, 2.0, 1.0, 3.5, 2.25, 1.25], 0.5, len(one.rows) + 1.0))
-
-
-def train(one: Run) -> Path:
-    """Train a run to its end, and return its folder."""
-    model = Model()
-    with one.begin(model, DATASET):
-        while len(one.rows) < one.settings.epochs:
-            train_epoch(one, model)
-        one.save_prior({"epochs": np.asarray(model.encoder.weights[0])})
-        one.finish(one.test_losses, [0.5, 0.25])
-    return one.folder
-
-
-def new(**settings) -> Run:
-    return Run.new({"epochs": 2, "seed": 3} | settings)
-
-
-def epochs_in(folder: Path) -> list[float]:
-    """Return what encoder, decoder, history, state and prior (where there is one) say of the epochs they are from."""
-    found = [float((folder / f"{half}.keras").read_text()) for half in ("encoder", "decoder")]
-    found.append(len((folder / "history.csv").read_text().splitlines()) - 1)
-    state = files.read_arrays(folder / "training_state.npz", "")
-    found += [state["variable_000"][0], state["variable_003"][0]]
-    prior = files.read_arrays(folder / "prior.npz", "")
-    return found if prior is None else [*found, prior["epochs"][0]]
-
-
-def write_config(folder: Path, **changes) -> Path:
-    """Change config.json by hand."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) if path.exists() else CONFIG
-    path.write_text(json.dumps(config | changes))
-    return folder
+from vae.run import Run
+from vae.runs import read_config
 
 
 @pytest.fixture
@@ -154,7 +71,7 @@ def test_a_finished_run_says_when_and_how_good_it_is(finished):
 
 def test_losses_on_a_validation_split_are_not_test_losses(root):
     one = new(validation_split=0.2)
-    with one.begin(Model(), data.replace(DATASET, validation_images=DATASET.test_images)):
+    with one.begin(Model(), replace(DATASET, validation_images=DATASET.test_images)):
         train_epoch(one, Model())
         assert list(one.rows[0])[4:7] == ["val_general_loss", "val_reconstruction_loss", "val_kl_loss"]
         assert one.test_losses is None
@@ -291,140 +208,6 @@ def test_a_kill_between_two_files_leaves_the_old_run_or_one_that_can_be_resumed(
     assert (config["run"] == old) == (mode == "further")
 
 
-# Names and folders
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", ".hidden", "-x", "a/b", "../a", "/a", "a\\b", "a b", "a\n", "é", "pretrained", "a" * 101, "a\0"],
-)
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_name_that_is_no_plain_folder_name_is_refused(name, overwrite):
-    assert "--name" in refuse(Run.new, {"name": name, "overwrite": overwrite})
-
-
-def test_a_name_that_exists_is_refused_unless_it_may_be_overwritten(root):
-    late = Run.new({"name": "My_run-2.1"})  # another process takes the name after it was checked
-    folder = write_config(root / "My_run-2.1")
-    before = snapshot(root)
-    message = refuse(Run.new, {"name": "My_run-2.1"})
-    assert str(folder) in message and "--overwrite" in message
-    assert "exists by now" in refuse(late.begin(Model(), DATASET).__enter__)
-    assert snapshot(root) == before
-    with Run.new({"name": "My_run-2.1", "overwrite": True}).begin(Model(), DATASET):
-        assert snapshot(root) == before
-    assert snapshot(root) == before
-
-
-def test_numbers_go_on_from_the_highest(root):
-    def begin() -> str:
-        with (one := new()).begin(Model(), DATASET):
-            return one.folder.name
-
-    assert [begin(), begin()] == ["standard-tiny-001", "standard-tiny-002"]
-    for name in ("tiny-041", "tiny-x99", "tiny-b-077", "tiny-099-old", "x-standard-tiny-88"):
-        (root / f"standard-{name}").mkdir()
-    assert begin() == "standard-tiny-042"
-    (root / "standard-tiny-999").mkdir()
-    assert begin() == "standard-tiny-1000"
-
-
-def test_runs_that_begin_together_get_folders_of_their_own(root):
-    model = Model()
-
-    def begin(_) -> str:
-        with (one := new()).begin(model, DATASET):
-            return one.folder.name
-
-    with ThreadPoolExecutor(4) as pool:
-        assert sorted(pool.map(begin, range(20))) == [f"standard-tiny-{number:03d}" for number in range(1, 21)]
-
-
-@pytest.mark.parametrize("name", [None, "mine"])
-@pytest.mark.parametrize("place", ["file", "file/runs"])
-def test_a_folder_of_runs_that_cannot_be_made(tmp_path, monkeypatch, name, place):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("VAE_CHECKPOINTS", str(tmp_path / place))
-    message = refuse(new(name=name).begin(Model(), DATASET).__enter__)
-    assert str(tmp_path / place) in message and "VAE_CHECKPOINTS" in message
-
-
-def test_runs_are_saved_in_the_project_unless_moved(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VAE_CHECKPOINTS", "~/elsewhere")
-    assert run.runs_folder() == Path.home() / "elsewhere"
-    monkeypatch.delenv("VAE_CHECKPOINTS")
-    assert run.runs_folder() == ROOT / "checkpoints"
-
-
-# Find
-
-
-def test_the_run_that_finished_last_by_its_own_record_is_found(root):
-    times = {"c": "2024-05-06T10:00:00.000000+00:00", "a": "2025-01-02T09:00:00.000001+00:00"}
-    for name, end in (times | {"b": "2025-01-02T09:00:00.000000+00:00", "z": None}).items():
-        write_config(root / name, finished=end)
-    os.utime(root / "c" / "config.json")
-    assert Run.find(None).folder == root / "a"
-    assert Run.find(str(root / "z")).folder == root / "z"
-
-
-def test_the_shipped_model_is_found_where_no_run_has_finished(root):
-    shipped = ROOT / "checkpoints" / "pretrained"
-    assert Run.find(None).folder == shipped  # not even the folder of runs is there
-    write_config(root / "a")
-    write_config(root / "pretrained", finished="3000")
-    assert Run.find(None).folder == shipped
-    assert (Run.find(None).settings.network, Run.find(None).settings.likelihood) == ("standard", "bernoulli")
-
-
-def test_a_folder_that_is_none_is_refused(root, tmp_path):
-    (tmp_path / "file").write_text("")
-    for name in ("nowhere", "file"):
-        message = refuse(Run.find, str(tmp_path / name))
-        assert f"--checkpoint {tmp_path / name}" in message and str(root) in message
-        assert f"--resume {tmp_path / name}" in refuse(Run.resume, str(tmp_path / name), {})
-    assert "there is no run in" in refuse(Run.resume, "", {})
-
-
-BAD_CONFIGS = {
-    "": "not JSON",
-    "{": "not JSON",
-    "[]": "format None",
-    "{}": "format None",
-    '{"format": 99}': f"format 99, and this program reads {run.FORMAT}",
-    json.dumps({"format": ["x\n"] * 10**4}): "has format ['x",  # it was shown in full
-    json.dumps(CONFIG | {"finished": ["3000"]}): "does not say a run's finished",
-    json.dumps(CONFIG | {"settings": []}): "does not say a run's settings",
-    json.dumps(CONFIG | {"settings": {"data": None}}): "does not say a run's settings binarize",
-    json.dumps(CONFIG | {"dataset": {"name": 3, "sha256": "0"}}): "does not say a run's dataset name",
-    json.dumps(CONFIG | {"settings": CONFIG["settings"] | {"epochs": -1}}): "epochs cannot be -1",
-}
-
-
-@pytest.mark.parametrize("content, words", BAD_CONFIGS.items(), ids=BAD_CONFIGS.values())
-def test_a_bad_config_is_refused_with_the_reason_and_does_not_matter_to_others(root, content, words):
-    good = write_config(root / "good", finished="2020")
-    path = write_config(root / "bad") / "config.json"
-    path.write_text(content)
-    (root / "worse" / "config.json").mkdir(parents=True)
-    (root / "file").write_text("")
-    message = refuse(Run.find, str(root / "bad"))
-    assert str(path) in message and words in message
-    assert Run.find(None).folder == good
-    path.unlink()
-    assert "no config.json" in refuse(Run.find, str(root / "bad"))
-
-
-@pytest.mark.parametrize("end", ["2999-12-31T23:59:59+00:00", "2000", "soon", "9" * 30])
-def test_a_run_that_ends_after_the_clock_was_set_back_is_still_the_last(root, end):
-    """Another process may have written anything into its record."""
-    write_config(root / "first", finished=end)
-    for name in ("second", "third"):
-        folder = train(new(name=name))
-        assert Run.find(None).folder == (folder if end[0] == "2" else root / "first")
-
-
 # Restore
 
 
@@ -541,7 +324,7 @@ def test_a_run_knows_where_its_own_images_are(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize("warning", ["MNIST is unavailable", None, 5])
 def test_a_run_on_digits_instead_of_mnist_says_so_when_it_is_resumed_as_well(root, warning):
     one = new()
-    with one.begin(Model(), data.replace(data.load(data.Options("digits")), warning="MNIST is unavailable")):
+    with one.begin(Model(), replace(data.load(data.Options("digits")), warning="MNIST is unavailable")):
         assert read_config(one.folder)["dataset"]["warning"] == "MNIST is unavailable"
     write_config(one.folder, dataset=read_config(one.folder)["dataset"] | {"warning": warning})
     assert Run.resume("", {}).load_data().warning == (warning if isinstance(warning, str) else None)
@@ -596,26 +379,6 @@ def test_an_unfinished_run_has_its_own_number_of_epochs(unfinished):
     for given in ({"epochs": 3}, {"epochs": 3, "importance_samples": 2}):
         assert "the run in" in refuse(Run.resume, str(unfinished), dict(given))
     Run.resume(str(unfinished), {"epochs": 2, "seed": 3, "name": "mine"})  # says what the run says
-
-
-def test_the_newest_unfinished_run_is_resumed_else_the_one_that_finished_last(root, finished):
-    assert Run.resume("", {}).folder == finished
-    older, newer = new(name="older"), new(name="newer")
-    for one in (older, newer):
-        with one.begin(Model(), DATASET):
-            pass
-    os.utime(older.folder / "config.json", ns=(1, 1))
-    (root / "odd" / ".lock").mkdir(parents=True)  # which cannot be locked
-    shutil.copy(newer.folder / "config.json", root / "odd")
-    assert Run.resume("", {}).folder == newer.folder
-    with Run.resume(str(newer.folder), {}).begin(Model(), DATASET):  # it is in training at this moment
-        assert Run.resume("", {}).folder == older.folder
-    assert Run.resume(str(finished), {}).folder == finished
-
-
-def test_where_there_is_no_run_it_is_said(root, tmp_path):
-    assert "no run" in refuse(Run.resume, "", {})
-    assert "config.json" in refuse(Run.resume, str(tmp_path), {})
 
 
 STATES = {  # TensorFlow said that it knows no long doubles when half of the variables had been assigned

@@ -25,7 +25,9 @@ import evaluate
 import generator
 import main
 from vae import data, download, files, plots, run, settings
-from vae.run import LOSSES, Run, read_config
+from vae.dataset import to_pixels
+from vae.run import LOSSES, Run
+from vae.runs import read_config
 
 SHIPPED = ROOT / "checkpoints" / "pretrained"
 SHIPPED_LOSSES = (88.45, 66.80, 21.66)
@@ -640,7 +642,7 @@ def test_reconstructions_are_beside_their_originals(here):
     flags = ["--checkpoint", str(SHIPPED), "--dataset", "digits", "--count", "10000", "--arrays", "a.npz"]
     generator.main(["--reconstruct", *flags])
     pairs = np.load("a.npz")["images"].reshape(297, 2, 28, 28)
-    test_images = data.to_pixels(data.load(data.Options("digits")).test_images)
+    test_images = to_pixels(data.load(data.Options("digits")).test_images)
     assert {image.tobytes() for image in pairs[:, 0]} == {image.tobytes() for image in test_images}
     errors = np.square(pairs[:, None, 0] - pairs[None, :, 1]).sum(axis=(2, 3))
     assert np.diag(errors).mean() < 0.5 * errors.mean()
@@ -784,7 +786,7 @@ def test_the_hundred_strangest_images_are_drawn(small_run, here, monkeypatch):
     images, losses, title = shown
     all_losses, all_images = np.load("a.npz")["general_loss"], data.load(data.Options("digits")).test_images
     np.testing.assert_array_equal(losses, np.sort(all_losses)[::-1][:100])
-    np.testing.assert_array_equal(images[0], data.to_pixels(all_images[all_losses.argmax()][None])[0])
+    np.testing.assert_array_equal(images[0], to_pixels(all_images[all_losses.argmax()][None])[0])
     assert images.shape == (100, 28, 28)
     assert title == "standard on digits: the 100 strangest test images, row by row"
 
@@ -950,7 +952,7 @@ def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here,
     assert binary["irreducible_loss"] == 0 < measured["irreducible_loss"] and "binary pixels" in said
 
     chosen = data.Options("digits") if place[0] == "--dataset" else data.Options(data=place[1])
-    np.save("x.npy", data.to_pixels(data.load(chosen).test_images))
+    np.save("x.npy", to_pixels(data.load(chosen).test_images))
     command = [sys.executable, "-I", "-c", ELSEWHERE, SHIPPED, "x.npy", "200", "50"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

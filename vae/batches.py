@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 
-from vae.data import to_pixels
+from vae.dataset import to_pixels
 
 
 class Batches(keras.utils.PyDataset):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae.data import Dataset
+from vae.dataset import Dataset
 from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
 from vae.run import Run
 from vae.sampling import Mixture

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vae import formats, pictures
+from vae import formats, pictures, tables
 from vae.convert import Remarks
 from vae.terminal import UserError
 
@@ -160,7 +160,7 @@ def _is_half_npz(path: Path, name: Name) -> bool:
 
 
 def _is_csv(path: Path, name: Name) -> bool:
-    return path.name.lower().endswith((".csv", ".csv.gz")) and formats.is_csv_of_images(path)
+    return path.name.lower().endswith((".csv", ".csv.gz")) and tables.is_csv_of_images(path)
 
 
 def _find_sets(folder: Path) -> dict[str, dict[str, Path]]:
@@ -193,7 +193,7 @@ def _read_files(files: dict[str, Path]) -> Contents:
             array = array[:, 0] if is_qmnist else array  # QMNIST's labels begin with the class
             arrays[role] = array if "images" in role else _name_by_mapping(path, array)
         else:
-            arrays[role], labels = formats.read_csv(path)
+            arrays[role], labels = tables.read_csv(path)
             if labels is not None and role != "validation_images":
                 role = role.replace("images", "labels")
                 arrays[role], places[role] = labels, str(path)

@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 
 from vae import data
-from vae.data import Dataset
+from vae.dataset import Dataset, number_as_in_run
 from vae.networks import NETWORKS
 from vae.run import Run
 from vae.settings import variance_of
@@ -29,7 +29,7 @@ def list_networks() -> None:
 def load_shown_images(run: Run, options: Namespace) -> Dataset:
     """Load the images that a trained model is shown, by the flags of settings.add_data_flags; print the remarks."""
     dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
-    dataset = data.number_as_in_run(dataset, run.config)
+    dataset = number_as_in_run(dataset, run.config)
     print_remarks(dataset)
     return dataset
 

@@ -1,4 +1,4 @@
-"""A run: its folder, config and history. It is created, found, saved, restored and resumed here.
+"""A run: its folder, config and history. It is created, saved, restored and resumed here.
 
 A kill at any moment leaves either the finished run that was in the folder, or an unfinished one that can be resumed.
 """
@@ -7,39 +7,24 @@ import csv
 import json
 import os
 import platform
-import re
 import secrets
 import shlex
 import sys
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from functools import reduce
-from operator import getitem
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from vae import data, files, sampling
+from vae import data, files, runs, sampling
+from vae.dataset import Dataset, hold_out
 from vae.settings import FURTHER, check, complete, fit_defaults, flag, read_settings
 from vae.terminal import UserError, as_path, shown
 
-FORMAT = 1  # of the folder; raised when an older program can no longer read a newer folder
-PROJECT = Path(__file__).resolve().parent.parent
 LOSSES = ("general_loss", "reconstruction_loss", "kl_loss")
-CONFIG_TYPES = {  # what is read of config.json, and its type
-    ("epochs_done",): int,
-    ("finished",): str | None,
-    ("settings",): dict,
-    ("versions",): dict,
-    ("settings", "data"): str | None,
-    ("settings", "binarize"): bool,
-    ("dataset", "name"): str,
-    ("dataset", "sha256"): str,
-}
 EPOCH_FILES = ("encoder.keras", "decoder.keras", "history.csv", "config.json", "training_state.npz")
 FINAL_FILES = ("loss_curves.png", "prior.npz", "reconstructions.png", "reconstructions.npz")
 
@@ -64,7 +49,7 @@ class Run:
         """Return a new run with the settings that were given; UserError where they make no sense."""
         settings = complete(given)
         if settings.name is not None:
-            _check_name(settings.name, settings.overwrite)
+            runs.check_name(settings.name, settings.overwrite)
         check(settings)
         run = cls(settings)
         run.given = given
@@ -74,9 +59,9 @@ class Run:
     def find(cls, path: str | None, flag: str = "--checkpoint") -> "Run":
         """Return the run in `path`; without a path, the one that finished last by its own record, else the shipped."""
         if path is not None and not as_path(path).is_dir():
-            raise UserError(f"{flag} {path}: no such folder; the runs are in {runs_folder()}")
-        folder = as_path(path) if path else _find_finished_last() or PROJECT / "checkpoints" / "pretrained"
-        config = read_config(folder)
+            raise UserError(f"{flag} {path}: no such folder; the runs are in {runs.runs_folder()}")
+        folder = as_path(path) if path else runs.find_finished_last() or runs.PROJECT / "checkpoints" / "pretrained"
+        config = runs.read_config(folder)
         return cls(read_settings(config, folder / "config.json"), folder, config)
 
     @classmethod
@@ -86,7 +71,7 @@ class Run:
         Its own settings hold. The flags may name another place of its images and, for a finished run, a larger number
         of epochs, with other importance samples. Any other difference is a UserError.
         """
-        run = cls.find(path or str(_find_resumable()), "--resume")
+        run = cls.find(path or str(runs.find_resumable()), "--resume")
         own = run.settings
         further = FURTHER if run.is_finished and given.get("epochs", 0) > own.epochs else ()
         for name, value in given.items():
@@ -115,13 +100,13 @@ class Run:
         """Which images each epoch is measured on: "val" (validation images, where there are some), else "test"."""
         return "val" if self.config["dataset"].get("validation_images") else "test"
 
-    def load_data(self) -> data.Dataset:
+    def load_data(self) -> Dataset:
         """Load the images to train on; for a run that is resumed, they must be the same as before."""
         settings = self.settings
         if settings.data:
             settings.data = os.path.abspath(as_path(settings.data))  # the run may be restored from other folders
         dataset = self._load_same_data() if self.config else data.load(self._data_options())
-        dataset = data.hold_out(dataset, settings.validation_split, settings.seed)
+        dataset = hold_out(dataset, settings.validation_split, settings.seed)
         count = len(dataset.train_images)
         if self.config is None:
             fit_defaults(settings, self.given, count)
@@ -134,7 +119,7 @@ class Run:
         settings = self.settings
         return data.Options(settings.dataset, settings.data, settings.transpose, settings.image_size, settings.seed)
 
-    def _load_same_data(self) -> data.Dataset:
+    def _load_same_data(self) -> Dataset:
         """Load the images that the run began with; UserError where there are others now."""
         elsewhere = "data" in self.given or "dataset" in self.given
         dataset = data.load_for_run(self._data_options() if elsewhere else data.Options(), self.config)
@@ -143,12 +128,12 @@ class Run:
                 f"--resume: {dataset.source} holds other images than the run began with; say with --data where they are"
             )
         warning = self.config["dataset"].get("warning")  # digits still replace MNIST
-        return data.replace(dataset, warning=warning if isinstance(warning, str) else None)
+        return replace(dataset, warning=warning if isinstance(warning, str) else None)
 
     # Train
 
     @contextmanager
-    def begin(self, vae, dataset: data.Dataset, writes: bool = True) -> Iterator[None]:
+    def begin(self, vae, dataset: Dataset, writes: bool = True) -> Iterator[None]:
         """Create the folder, or restore the model from it, and lock it. On Ctrl-C, name the command that resumes.
 
         In a folder that --overwrite released, the old run stays until the first epoch of the new one is saved. Of
@@ -163,9 +148,9 @@ class Run:
             yield
             return
         if self.folder is None:
-            self.folder = _create_folder(self.settings, dataset.name)
+            self.folder = runs.create_folder(self.settings, dataset.name)
         self._training_images = dataset.train_images
-        with _lock(self.folder), self._name_resume_command():
+        with runs.lock(self.folder), self._name_resume_command():
             files.remove_temporary_files(self.folder)
             if earlier is not None:
                 self._restore(vae, earlier)
@@ -222,7 +207,12 @@ class Run:
 
     def finish(self, losses: dict[str, float], activity: list[float]) -> dict[str, float]:
         """Record the losses on the test images, the variance of each latent mean, and the time of the end."""
-        self.config |= {"epochs_done": len(self.rows), "test": losses, "activity": activity, "finished": _now()}
+        self.config |= {
+            "epochs_done": len(self.rows),
+            "test": losses,
+            "activity": activity,
+            "finished": runs.next_end(),
+        }
         self._write_config()
         return losses
 
@@ -242,7 +232,7 @@ class Run:
 
     def _write_config(self) -> None:
         with files.replacing(self.folder / "config.json") as path:
-            files.write_json(path, {"format": FORMAT, **self.config})
+            files.write_json(path, {"format": runs.FORMAT, **self.config})
 
     def _write_epoch(self, vae) -> None:
         """Write both models, the history, the config and the training state.
@@ -268,7 +258,7 @@ class Run:
                 writer = csv.DictWriter(file, self._fields())
                 writer.writeheader()
                 writer.writerows(self.rows)
-            files.write_json(config, {"format": FORMAT, **self.config})
+            files.write_json(config, {"format": runs.FORMAT, **self.config})
 
     def _training_state(self, vae) -> dict[str, np.ndarray]:
         """Return all that training changes, as plain arrays. Noise and order are functions of (seed, epoch)."""
@@ -319,7 +309,7 @@ class Run:
         except KeyboardInterrupt as stop:
             where = shown(self.folder)
             try:
-                saved = read_config(self.folder)
+                saved = runs.read_config(self.folder)
             except UserError:  # of a run that was to be overwritten, and is damaged
                 saved = {}
             if saved.get("run") == self.config["run"]:
@@ -379,33 +369,7 @@ class Run:
         return images
 
 
-def runs_folder() -> Path:
-    """Return the folder of all runs: checkpoints/ in the project, or what the variable VAE_CHECKPOINTS says."""
-    return as_path(os.environ.get("VAE_CHECKPOINTS") or PROJECT / "checkpoints")
-
-
-def read_config(folder: Path) -> dict:
-    """Read config.json; UserError where it is missing, not JSON, or of another version of this program."""
-    path = folder / "config.json"
-    if not path.exists():
-        raise UserError(f"{folder}: no config.json there, so no run of this program; the runs are in {runs_folder()}")
-    config = files.read_json(path)
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise UserError(
-            f"{path} has format {found!r:.50}, and this program reads {FORMAT}; use the program's own version"
-        )
-    for keys, kind in CONFIG_TYPES.items():
-        try:
-            fits = isinstance(reduce(getitem, keys, config), kind)
-        except (KeyError, TypeError, IndexError):
-            fits = False
-        if not fits:
-            raise UserError(f"{path} does not say a run's {' '.join(keys)}; choose another run")
-    return config
-
-
-def _describe(settings: Namespace, vae, dataset: data.Dataset, earlier: dict | None) -> dict:
+def _describe(settings: Namespace, vae, dataset: Dataset, earlier: dict | None) -> dict:
     """Return the config of a run that begins, or that is resumed from the `earlier` config."""
     import keras
 
@@ -448,104 +412,8 @@ def _to_numpy(variable) -> np.ndarray:
     return keras.ops.convert_to_numpy(variable)
 
 
-def _check_name(name: str, overwrite: bool) -> None:
-    """Refuse a name that is no plain folder name, or that an existing run has."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{,99}", name) or name == "pretrained":
-        raise UserError(f"--name {name!r}: take up to 100 letters, digits, '.', '_' and '-' (and not 'pretrained')")
-    folder = runs_folder() / name
-    if folder.exists() and not overwrite:
-        raise UserError(f"--name {name}: {folder} exists; take another name, or --overwrite to replace that run")
-
-
-def _create_folder(settings: Namespace, dataset_name: str) -> Path:
-    """Create the folder of a new run: its --name, or NETWORK-DATASET-NNN with the next free number."""
-    root = runs_folder()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if settings.name is None:
-            return _create_numbered(root, f"{settings.network}-{dataset_name}")
-        folder = root / settings.name
-        folder.mkdir(exist_ok=settings.overwrite)
-        return folder
-    except OSError as error:
-        if isinstance(error, FileExistsError) and root.is_dir():  # another run took the name since it was checked
-            raise UserError(
-                f"--name {settings.name}: {folder} exists by now; take another name, or --overwrite it"
-            ) from None
-        reason = error.strerror or error
-        raise UserError(f"{root} cannot be written ({reason}); name another folder in VAE_CHECKPOINTS") from error
-
-
-def _create_numbered(root: Path, stem: str) -> Path:
-    taken = [re.fullmatch(re.escape(stem) + r"-(\d+)", folder.name) for folder in root.iterdir()]
-    number = max((int(match[1]) for match in taken if match), default=0) + 1
-    while True:
-        folder = root / f"{stem}-{number:03d}"
-        with suppress(FileExistsError):  # another run takes this number at the same moment
-            folder.mkdir()
-            return folder
-        number += 1
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Stop other processes from training in this folder; UserError where one does already."""
-    try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
-    except Timeout:
-        raise UserError(f"{folder}: another process trains there; wait for it, or stop it first") from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another run") from error
-    with lock:
-        yield
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with _lock(folder):
-            return False
-    except UserError:
-        return True
-
-
 @contextmanager
 def _removing_afterwards(paths: list[Path]) -> Iterator[None]:
     yield  # an error ends it here
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _now() -> str:
-    """Return the time to record as a run's end, UTC, later than all ends on record even if the clock was set back."""
-    now = datetime.now(UTC)
-    for end in _find_finished():
-        with suppress(ValueError, TypeError, OverflowError):  # somebody edited it
-            now = max(now, datetime.fromisoformat(end) + timedelta(microseconds=1))
-    return now.isoformat(timespec="microseconds")
-
-
-def _read_configs() -> Iterator[tuple[Path, dict]]:
-    for path in sorted(runs_folder().glob("*/config.json")):
-        with suppress(UserError):  # other people's folders do not matter
-            if path.parent.name != "pretrained":
-                yield path.parent, read_config(path.parent)
-
-
-def _find_finished() -> dict[str, Path]:
-    return {config["finished"]: folder for folder, config in _read_configs() if config["finished"]}
-
-
-def _find_finished_last() -> Path | None:
-    return max(_find_finished().items(), default=(None, None))[1]
-
-
-def _find_resumable() -> Path:
-    unfinished = [folder for folder, config in _read_configs() if not config["finished"] and not _is_locked(folder)]
-    if unfinished:
-        return max(unfinished, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
-    last = _find_finished_last()
-    if last is None:
-        raise UserError(
-            f"--resume: there is no run in {runs_folder()}; name its folder with --resume DIR, or start a new one"
-        )
-    return last
