@@ -45,9 +45,9 @@ class Batches(keras.utils.PyDataset):
     def take(self, chosen: np.ndarray) -> np.ndarray:
         """Return the images with these numbers in the order of the batches, each once: (n, H, W)."""
         edges = np.cumsum([0, *map(len, self._parts)])
-        places = [np.flatnonzero(np.isin(np.arange(*edges[index : index + 2]), chosen)) for index in range(len(self))]
-        images = [self.read(index, part) for index, part in enumerate(places)]
-        return np.concatenate(images)[np.argsort(np.argsort(chosen))]
+        batches = np.searchsorted(edges, chosen, side="right") - 1
+        parts = [self.read(index, chosen[batches == index] - edges[index]) for index in np.unique(batches)]
+        return np.concatenate(parts)[np.argsort(np.argsort(batches, kind="stable"))]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray]:
         return (self.read(index, slice(None)),)
