@@ -13,7 +13,7 @@ from vae.run import LOSSES, Run
 from vae.settings import add_checkpoint_flag, add_data_flags, variance_of
 from vae.terminal import UserError, positive_integer
 
-BATCH = 500  # images at once
+BATCH = 500  # images in a batch
 STRANGEST = 100  # images in the figure of the strangest
 
 
@@ -29,7 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=positive_integer,
         default=500,
         metavar="K",
-        help="posterior samples per image for the negative log-likelihood (default: 500, about a minute with --images)",
+        help="posterior samples per image for the negative log-likelihood (default: 500; a minute for 1000 images)",
     )
     add(
         "--images",
@@ -41,15 +41,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--arrays",
         metavar="NPZ",
-        help="save what each test image has as well: mean and log_var (n, D) of q(z|x), general_loss, "
+        help="also save, for each test image: mean and log_var (n, D) of q(z|x), general_loss, "
         "reconstruction_loss and kl_loss (n,) in nats, and labels (n,) where known (default: none)",
     )
     add(
         "--figures",
         metavar="DIR",
-        help="draw the latent space and the hundred strangest images into this folder as well (default: none)",
+        help="also draw the latent space and the hundred strangest images into this folder (default: none)",
     )
-    add("--seed", type=terminal.seed, default=0, help="seed of the posterior samples, a whole number (default: 0)")
+    add("--seed", type=terminal.seed, default=0, help="seed of all random draws, a whole number (default: 0)")
     add("--json", action="store_true", help="print one JSON object, all else on standard error (default: a report)")
     return parser.parse_args(arguments)
 
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.arrays is not None:
         with files.replacing(options.arrays) as path:
             files.write_arrays(path, arrays)
-        print(f"-> Codes and losses of {len(arrays['mean']):,} test images are saved in {options.arrays}", file=say)
+        print(f"-> q(z|x) and losses of {len(arrays['mean']):,} test images are in {options.arrays}", file=say)
     if options.figures:
         draw(options.figures, arrays, dataset, f"{run.settings.network} on {dataset.name}")
     if options.json:
@@ -104,7 +104,8 @@ def measure(
     from vae.batches import Batches
 
     encoder, decoder = halves
-    latent_dim = decoder.input_shape[1]  # an older run has a mixture to draw from, but was trained with N(0, I)
+    latent_dim = decoder.input_shape[1]
+    # Older runs draw from a mixture, but were trained with N(0, I).
     prior = run.load_prior(latent_dim) if run.settings.prior == "mixture" else sampling.make_normal(latent_dim)
     batches = Batches(dataset.test_images, BATCH, options.seed, binarize=options.binarize)
     log_likelihood = build_log_likelihood(decoder, options.variance)
@@ -181,16 +182,16 @@ def draw(folder: Path, arrays: dict[str, np.ndarray], dataset: Dataset, title: s
     losses = arrays["general_loss"]
     strangest = np.argsort(-losses)[:STRANGEST]
     images = to_pixels(dataset.test_images[strangest])
-    titles = [f"{title}: {what}" for what in ("latent means of test images", "what each latent dimension tells")]
-    titles.append(f"{title}: the {len(images)} strangest test images, row by row")
+    means, labels = arrays["mean"], dataset.named_test_labels
+    strange = f"{title}: the {len(images)} strangest test images, row by row"
     figures = {
-        "latent_map.png": plots.latent_map(arrays["mean"], dataset.named_test_labels, titles[0]),
-        "latent_dimensions.png": plots.latent_dimensions(information, titles[1]),
-        "strangest_images.png": plots.strangest_images(images, losses[strangest], titles[2]),
+        "latent_map.png": plots.latent_map(means, labels, f"{title}: latent means of test images"),
+        "latent_dimensions.png": plots.latent_dimensions(information, f"{title}: what each latent dimension tells"),
+        "strangest_images.png": plots.strangest_images(images, losses[strangest], strange),
     }
     for name, figure in figures.items():
         with files.replacing(folder / name) as path:
-            figure.savefig(path, dpi=120, bbox_inches="tight")
+            plots.write_figure(figure, path)
         print(f"-> Figure is saved in {folder / name}", file=sys.stderr)
 
 

@@ -16,13 +16,13 @@ from vae.run import Run
 from vae.settings import add_checkpoint_flag, add_data_flags
 from vae.terminal import UserError, positive_integer
 
-BATCH = 500  # latent vectors to decode at once: enough to use all cores, small enough for their caches
+BATCH = 500  # latent vectors in a batch: enough to use all cores, small enough for their caches
 SHOWN = 400  # images in the picture where --arrays has them all; viewers refuse a picture of 100,000
 
 
 @dataclass
 class Picture:
-    """A grid of images in so many `columns`. They come in `batches` (n, H, W) in [0, 1]."""
+    """A grid of images, `columns` in a row. They come in `batches` (n, H, W) in [0, 1]."""
 
     title: str  # what is drawn, in words
     shape: tuple[int, int, int]  # of all batches together
@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = terminal.Parser(description="Draw new digits from a trained decoder, on one grid.")
     add = parser.add_argument
     add_checkpoint_flag(parser, "draw from")
-    add("--count", type=positive_integer, metavar="N", help="digits to draw (default: 100)")
+    add("--count", type=positive_integer, metavar="N", help="digits or pairs (default: 100)")
     add("--columns", type=positive_integer, metavar="N", help="digits in a row (default: as many as rows)")
     add(
         "--digit",
@@ -141,9 +141,9 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--from: reconstructions are drawn as they are; leave {flag} out")
     if (options.data or options.dataset) and not options.reconstruct:
         raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
-    if labels and (options.interpolate or options.manifold or options.reconstruct):
-        other = "--interpolate" if options.interpolate else "--manifold" if options.manifold else "--reconstruct"
-        raise UserError(f"{flag}: it contradicts {other}; give one of the two")
+    for other in ("interpolate", "manifold", "reconstruct"):
+        if labels and getattr(options, other):
+            raise UserError(f"{flag}: it contradicts --{other}; give one of the two")
 
 
 def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
@@ -166,7 +166,7 @@ def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
     labels = find_labels(run, prior, options)
     if len(labels) > 1:  # a row of each
         if options.count and options.columns:
-            raise UserError("--columns: each of several labels has a row; give its length, or --count for all")
+            raise UserError("--columns: each of several labels has a row; give --columns or --count, not both")
         count = columns = options.columns or math.ceil(count / len(labels))
     vectors = (
         prior.draw(rng, n, options.scale) if label is None else prior.draw_label(rng, n, options.scale, label)
@@ -181,8 +181,7 @@ def find_labels(run: Run, prior: sampling.Mixture, options: argparse.Namespace) 
     if not options.digit and not options.label:
         return [None]
     flag = "--digit" if options.digit else "--label"
-    names = run.config["dataset"].get("label_names")
-    known = {str(names[label]) if names else str(label): label for label in prior.drawable_labels}
+    known = {run.name_label(label): label for label in prior.drawable_labels}
     if not known:
         raise UserError(f"{flag}: the prior of this run has no labels; draw without {flag}")
     if options.digit and not set(known) <= set("0123456789"):
@@ -259,7 +258,7 @@ def write(picture: Picture, options: argparse.Namespace) -> None:
             files.replacing(options.arrays) as path,
             files.write_images(path, picture.shape, "<f4", zipfile.ZIP_STORED) as add,  # floats hardly shrink
         ):
-            saved = (batch for batch in picture.batches if add(batch))
+            saved = (batch for batch in picture.batches if add(batch))  # `add` returns the bytes written, never 0
             shown = min(picture.shape[0], SHOWN)
             columns = picture.columns if shown == picture.shape[0] else options.columns or math.isqrt(SHOWN)
             grid = plots.tile(saved, (shown, *picture.shape[1:]), columns)

@@ -13,7 +13,7 @@ from vae.run import LOSSES, Run
 
 WARMUP = 0.01  # share of the training steps in which the learning rate rises
 BATCH = 1000  # images in a batch that is only measured, encoded or reconstructed
-CODES = 200_000  # training images that are encoded at the end, at most: more would tell no more of the latent space
+CODES = 200_000  # training images, at most, that are encoded at the end: more would not improve the statistics
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> dict:
-    """Read the command line: what was given of the settings, by name, of `resume` and of the devices."""
+    """Read the command line: the values that were given, by the names of their flags."""
     parser = terminal.Parser(description="Train a variational autoencoder on MNIST; the run is saved in checkpoints/.")
     settings.add_flags(parser)
     settings.add_resume_flag(parser)
@@ -53,9 +53,10 @@ def build_vae(options: Namespace, dataset: Dataset):
     from model import VAE, MixturePrior, NormalPrior
     from vae import fast
 
+    backend = keras.backend.backend()
     keras.utils.set_random_seed(options.seed)  # the weights at the start
     keras.config.set_dtype_policy(options.precision)
-    if options.deterministic and keras.backend.backend() == "tensorflow":
+    if options.deterministic and backend == "tensorflow":
         importlib.import_module("tensorflow").config.experimental.enable_op_determinism()
     network = settings.NETWORKS[options.network]
     halves = network.build(dataset.image_shape, options.hidden_dim, options.latent_dim)  # encoder and decoder
@@ -73,11 +74,10 @@ def build_vae(options: Namespace, dataset: Dataset):
     optimizer = fast.Adam(rate)
     if options.precision == "mixed_float16":  # or small gradients would be zero
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    backend = keras.backend.backend()
     steps_per_call = network.images_per_call // (options.batch_size * options.importance_samples)
     vae.compile(
         optimizer,
-        jit_compile=backend == "jax",  # XLA makes these networks slower on TensorFlow; JAX has no other way
+        jit_compile=backend == "jax",  # XLA slows these networks down on TensorFlow; JAX needs it
         steps_per_execution=1 if backend == "torch" else max(1, steps_per_call),  # PyTorch knows no other number
     )
     vae.optimizer.build(vae.trainable_variables)  # or `fit` would trace the training step twice
@@ -92,7 +92,7 @@ def make_batches(images, options: Namespace):
 
 
 def train(vae, dataset: Dataset, run: Run) -> None:
-    """Fit the model, from the first epoch that the run has not been trained for. It is saved after every epoch."""
+    """Train for the epochs that the run still lacks. The run is saved after every epoch."""
     import keras
 
     from vae.batches import Batches, share
@@ -119,7 +119,7 @@ def train(vae, dataset: Dataset, run: Run) -> None:
 
 
 def finish(vae, dataset: Dataset, run: Run) -> dict[str, float]:
-    """Save the prior and the figures, and return the three losses on the test images."""
+    """Save what a finished run has, and return its three losses on the test images."""
     from vae import plots, sampling
 
     options = run.settings

@@ -67,7 +67,7 @@ def logits_of(decoder: keras.Model) -> keras.Model:
 
 
 def reconstruction_loss(images, logits, variance: float | None = None):
-    """Return -log p(x|z) for images (n, K, 28, 28) and logits (n, K, 28, 28): (n, K), in nats per image.
+    """Return -log p(x|z) for images and logits (..., 28, 28) that broadcast: (...), in nats per image.
 
     Without a variance the pixels are Bernoulli, and this is the binary cross-entropy: softplus(l) - x * l is
     -x * log(sigmoid(l)) - (1 - x) * log(1 - sigmoid(l)), but never takes log(0). With a variance the pixels are
@@ -92,7 +92,10 @@ class NormalPrior(layers.Layer):
         return -0.5 * ops.sum(ops.square(z) + LOG_2PI, axis=1)
 
     def kl_loss(self, mean, log_var, log_prior):
-        """Return KL(q(z|x) || p(z)) for mean and log_var (n, D): (n,), in nats per image (Kingma & Welling, app. B)."""
+        """Return KL(q(z|x) || p(z)) for mean and log_var (n, D): (n,), in nats per image (Kingma & Welling, app. B).
+
+        It has a closed form, which does not need `log_prior`.
+        """
         return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - log_var - 1.0, axis=1)
 
 
@@ -154,7 +157,7 @@ def importance_weighted_loss(log_weights):
 
 
 class VAE(keras.Model):
-    """An encoder, a decoder and a prior, trained together by the negative ELBO.
+    """An encoder and a decoder (`halves`) and a prior, trained together by the negative ELBO.
 
     `fit` and `evaluate` report three losses: general (the negative ELBO), reconstruction and KL. Each is a mean over
     all images seen, in nats per image. `beta` multiplies the KL in the gradient only (Higgins et al., beta-VAE, 2017):
@@ -178,7 +181,7 @@ class VAE(keras.Model):
         return self._means
 
     def call(self, images, training=False):
-        """Return what each image (n, 28, 28) costs, in nats. K latent vectors z are drawn from q(z|x) for each image.
+        """Draw K latent vectors z from q(z|x) for each image (n, 28, 28), and compute its losses, in nats.
 
         K is importance_samples in training, and otherwise 1. Returns the logits (n, K, 28, 28); reconstruction,
         -log p(x|z), (n, K); the KL, (n,); and log_ratio, log p(z) - log q(z|x), (n, K).

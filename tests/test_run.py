@@ -253,14 +253,22 @@ def test_the_most_active_dimensions(finished):
         return Run.find(str(write_config(finished, **changes))).find_most_active(latent_dim)
 
     assert find(4, activity=[0.1, 0.9, 0.0, 0.5]) == (1, 3)
-    for latent_dim, activity in ((1, [1.0]), (3, [1.0, 2.0]), (4, 5), (2, [[1.0, 2.0]])):
+    assert "--manifold" in refuse(find, 1)
+    for activity in ([1.0, 2.0], 5, [[1.0]] * 3, ["a", "b", "c"], [None] * 3):
         write_config(finished, activity=activity)
-        message = refuse(find, latent_dim)
-        assert "--manifold" in message and str(finished) in message
+        assert str(finished / "config.json") in refuse(find, 3)
     config = read_config(finished)
     del config["activity"]  # as in an older run
     (finished / "config.json").write_text(json.dumps(config))
     assert find(4) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "names, wanted", [(["a", 5], ["a", "5", "2", "-1"]), (None, ["0", "1", "2", "-1"]), ("xyz", ["0", "1", "2", "-1"])]
+)
+def test_labels_have_the_names_that_the_config_has_for_them(finished, names, wanted):
+    run = Run.find(str(write_config(finished, dataset={"name": "a", "sha256": "0", "label_names": names})))
+    assert [run.name_label(label) for label in (0, 1, 2, -1)] == wanted
 
 
 def test_reconstructions_are_saved_in_the_order_of_the_images_and_nothing_else_is_loaded(finished, capsys):
@@ -297,7 +305,7 @@ def test_images_are_loaded_and_held_out_by_the_settings(root):
     dataset = Run.new({"dataset": "digits", "validation_split": 0.2, "batch_size": 1200}).load_data()
     assert (len(dataset.train_images), len(dataset.validation_images)) == (1200, 300)
     message = refuse(Run.new({"dataset": "digits", "validation_split": 0.2, "batch_size": 1201}).load_data)
-    assert "--batch-size 1201" in message and "1200" in message and "300 are held out" in message
+    assert "--batch-size 1201" in message and "1200" in message and "300 to validate on" in message
     assert "held out" not in refuse(Run.new({"dataset": "digits", "batch_size": 1501}).load_data)
 
 
@@ -419,7 +427,7 @@ def test_a_state_that_is_not_of_this_run_is_refused(unfinished, name, value):
 def test_a_state_of_another_run_or_backend_is_refused_and_other_versions_are_named(unfinished, capsys):
     config = read_config(unfinished)
     state = (unfinished / "training_state.npz").rename(unfinished / "elsewhere.npz")
-    assert "has no training_state.npz" in refuse(Run.resume("", {}).begin(Model(), DATASET).__enter__)
+    assert "training_state.npz is missing" in refuse(Run.resume("", {}).begin(Model(), DATASET).__enter__)
     state.rename(unfinished / "training_state.npz")
     write_config(unfinished, run="another")
     assert "not the state of this run" in refuse(Run.resume("", {}).begin(Model(), DATASET).__enter__)

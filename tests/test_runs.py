@@ -116,10 +116,10 @@ BAD_CONFIGS = {
     "{}": "format None",
     '{"format": 99}': f"format 99, and this program reads {runs.FORMAT}",
     json.dumps({"format": ["x\n"] * 10**4}): "has format ['x",  # it was shown in full
-    json.dumps(CONFIG | {"finished": ["3000"]}): "does not say a run's finished",
-    json.dumps(CONFIG | {"settings": []}): "does not say a run's settings",
-    json.dumps(CONFIG | {"settings": {"data": None}}): "does not say a run's settings binarize",
-    json.dumps(CONFIG | {"dataset": {"name": 3, "sha256": "0"}}): "does not say a run's dataset name",
+    json.dumps(CONFIG | {"finished": ["3000"]}): "finished is missing or wrong",
+    json.dumps(CONFIG | {"settings": []}): "settings is missing or wrong",
+    json.dumps(CONFIG | {"settings": {"data": None}}): "settings.binarize is missing or wrong",
+    json.dumps(CONFIG | {"dataset": {"name": 3, "sha256": "0"}}): "dataset.name is missing or wrong",
     json.dumps(CONFIG | {"settings": CONFIG["settings"] | {"epochs": -1}}): "epochs cannot be -1",
 }
 

@@ -137,7 +137,7 @@ def test_the_networks_are_listed_with_their_sizes_and_settings(capsys, plain_ker
     main.main(["--network", "help"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[::2]] == list(settings.NETWORKS)
-    assert lines[0].startswith("standard    1,102,932 parameters  Two LSTMs read rows and columns")
+    assert lines[0].startswith("standard    1,283,232 parameters  Two LSTMs read rows and columns")
     pace = "--epochs 30 --batch-size 256 --learning-rate 0.006 --hidden-dim 256 --latent-dim 16 --validation-split 0.3"
     assert lines[7].strip() == pace
 
@@ -734,7 +734,7 @@ def test_arrays_have_the_codes_and_losses_of_each_image(small_run, here, monkeyp
     monkeypatch.setattr(evaluate, "BATCH", 100)
     flags = ["--checkpoint", str(small_run.folder), "--seed", "4", *FEW]
     measured, said = measure(capsys, *flags, "--arrays", "a.npz")
-    assert said.splitlines()[-1] == "-> Codes and losses of 297 test images are saved in a.npz"
+    assert said.splitlines()[-1] == "-> q(z|x) and losses of 297 test images are in a.npz"
     found = files.read_arrays(Path("a.npz"), "")
     assert list(found) == ["mean", "log_var", *LOSSES, "labels"]
     assert measure(capsys, *flags)[0] == measured

@@ -1,1 +1,1 @@
-"""The parts of the project: data, checkpoints, likelihood, latent vectors and figures."""
+"""The parts of the project; README.md has a line for each."""

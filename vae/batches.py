@@ -43,7 +43,7 @@ class Batches(keras.utils.PyDataset):
         return math.ceil(len(self._images) / self._batch_size)
 
     def take(self, chosen: np.ndarray) -> np.ndarray:
-        """Return the images with these numbers in the order of the batches, each once: (n, H, W)."""
+        """Return images (n, H, W) by their numbers, counted through all batches, as `chosen` orders them."""
         edges = np.cumsum([0, *map(len, self._parts)])
         batches = np.searchsorted(edges, chosen, side="right") - 1
         parts = [self.read(index, chosen[batches == index] - edges[index]) for index in np.unique(batches)]

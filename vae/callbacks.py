@@ -26,7 +26,7 @@ class Reseed(keras.callbacks.Callback):
 
 
 class StopAtNonFinite(keras.callbacks.Callback):
-    """Raise UserError when a loss or a weight is not finite, before anything of that epoch is saved."""
+    """Raise UserError when a loss or weight is not finite, before it is saved; raise signals that were lost."""
 
     def __init__(self, run: Run):
         super().__init__()

@@ -44,10 +44,10 @@ def load(options: Options) -> Dataset:
 
 
 def load_for_run(options: Options, config: dict) -> Dataset:
-    """As `load`, but with neither --dataset nor --data: the images that the run with this config.json was trained on.
+    """As `load`, but without --dataset and --data load what the run with this config.json was trained on.
 
-    All are scaled to the size that the config names: `image_size` in "dataset" (height and width), or the setting.
-    There need not be any images to train on.
+    The size is that of the options, else `image_size` in the config's "dataset" (height and width), else the setting.
+    There may be no images to train on.
     """
     settings = config["settings"]
     size = options.image_size or config["dataset"].get("image_size") or settings.get("image_size")

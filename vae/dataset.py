@@ -118,12 +118,13 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
 
 
 def split(count: int, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that stay, and `held` others that are held out at random."""
+    """Return the rows that stay, and `held` others that are held out at random."""
     order = np.random.default_rng(seed).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 def take(images: Images, rows: np.ndarray) -> Images:
+    """Return these images: a copy, or a Subset where they are too large for memory."""
     return images[rows] if images.nbytes <= formats.MAX_BYTES else Subset(images, rows)
 
 

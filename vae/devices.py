@@ -142,7 +142,7 @@ def _silence_libraries() -> None:
 
 
 def gather(vae, build: Callable):
-    """Return the model for this process alone: the same weights in what `build` returns, on one device."""
+    """Return the model on one device: `vae` itself, or `build()` with its weights."""
     import keras
 
     if keras.distribution.distribution() is None:

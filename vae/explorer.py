@@ -15,6 +15,7 @@ import numpy as np
 
 from vae.dataset import Dataset
 from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
+from vae.metrics import ACTIVE
 from vae.run import Run
 from vae.sampling import Mixture
 from vae.settings import variance_of
@@ -23,7 +24,6 @@ from vae.terminal import UserError
 LARGEST_IMAGES = 8 * 2**20  # bytes of all images in a page; where they are large, it has fewer
 LARGE = 2**17  # weights of a matrix that is stored as float16; smaller ones take little room as float32
 LARGEST_HALF = 6e4  # float16 ends at 65,504
-ACTIVE = 0.01  # variance of the posterior mean above which a latent dimension is active (vae/metrics.py)
 NOISE = 4  # draws of noise; with their opposites, each cost in nats is the mean over eight codes
 MARGIN = 0.04  # share of the map around its outermost codes
 DIGITS = ("mnist", "digits")  # data sets whose images are called digits
@@ -90,14 +90,13 @@ class Arrays:
 def build_page(run: Run, dataset: Dataset) -> str:
     """Return the page for a run, with test images of this data set on its map.
 
-    Raises UserError where a network has a layer that explorer.js does not know, or where the images are not of the
-    size that it reads.
+    Raises UserError where a network has a layer that explorer.js does not know, or reads images of another size.
     """
-    decoder = run.load_decoder()
+    decoder = run.load_decoder(dataset.test_images.shape[1:])
     encoder = run.load_encoder(decoder)
     arrays = Arrays()
     facts = {"encoder": describe_network(encoder, arrays), "decoder": describe_network(decoder, arrays)}
-    images, labels = _choose_images(dataset, encoder.input_shape[1:], run.settings.binarize)
+    images, labels = _choose_images(dataset, run.settings.binarize)
     codes = encoder.predict(images / np.float32(255), batch_size=500, verbose=0)[0]  # (n, D)
     if not np.isfinite(codes).all():
         raise UserError(f"{run.folder}: its encoder gives codes that are not finite; choose another run")
@@ -116,7 +115,7 @@ def build_page(run: Run, dataset: Dataset) -> str:
         "variance": variance_of(run.settings),
         "binary": run.settings.binarize,
         "active": _order_active(codes),
-        "names": _name_classes(classes, run.config),
+        "names": [run.name_label(label) for label in classes],
         "colours": COLOURS,
         "images": arrays.add(images, "uint8"),
         "codes": arrays.add(codes, "float16"),
@@ -195,13 +194,10 @@ def _read_weights(layer) -> dict[str, np.ndarray]:
     return {name: weights[name] for name in ("kernel", "recurrent_kernel", "bias") if name in weights}
 
 
-def _choose_images(dataset: Dataset, shape: tuple[int, int], binarize: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _choose_images(dataset: Dataset, binarize: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Return test images (n, H, W), as bytes, and their labels (n,), chosen at random, always the same ones."""
     images = dataset.test_images
-    if images.shape[1:] != tuple(shape):
-        found, wanted = (" x ".join(map(str, size)) for size in (images.shape[1:], shape))
-        raise UserError(f"{dataset.name}: its images have {found} pixels, and this model reads {wanted}; name others")
-    chosen = choose_codes(len(images))[: max(1, LARGEST_IMAGES // math.prod(shape))]
+    chosen = choose_codes(len(images))[: max(1, LARGEST_IMAGES // math.prod(images.shape[1:]))]
     images = images[chosen] if images.dtype == np.uint8 else np.rint(images[chosen] * 255).astype(np.uint8)
     if binarize:
         images = np.where(np.random.default_rng(0).random(images.shape) < images / 255, 255, 0).astype(np.uint8)
@@ -214,14 +210,8 @@ def _find_classes(labels: np.ndarray | None, mixture: Mixture | None) -> np.ndar
     return np.unique(np.concatenate([np.zeros(0, int), *(part.astype(int) for part in parts if part is not None)]))
 
 
-def _name_classes(classes: np.ndarray, config: dict) -> list[str]:
-    names = config["dataset"].get("label_names")
-    names = names if isinstance(names, list) else []
-    return [str(names[label] if 0 <= label < len(names) else label) for label in classes]
-
-
 def _read_losses(config: dict) -> dict[str, float]:
-    """Return the losses on the test images that the run recorded, in nats per image; none for a run unfinished."""
+    """Return the losses on the test images that the run recorded, in nats per image; {} for an unfinished run."""
     losses = config.get("test")
     losses = losses if isinstance(losses, dict) else {}
     return {name: value for name, value in losses.items() if isinstance(value, float) and math.isfinite(value)}

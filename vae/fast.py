@@ -1,4 +1,4 @@
-"""The same arithmetic, faster on a CPU: `FastVAE` takes the place of `model.VAE`. Files that a run saves are the same.
+"""`model.VAE` faster on a CPU (`FastVAE`) or on several devices (`ParallelVAE`). Files that a run saves are the same.
 
 docs/speed.md has the gain of each part. What gave less is not here.
 """
@@ -8,20 +8,19 @@ from keras import ops
 
 from model import VAE
 
-SHARDS = 2
 SMALLEST_BATCH = 50  # images; half a smaller batch is not worth a core, and no shard may be empty
 
 
 def speed_up(vae: VAE, in_shards: bool) -> VAE:
-    """Return the fast VAE with the same parts, on TensorFlow and a CPU or on several devices; elsewhere the VAE itself.
+    """Return the VAE as ParallelVAE on several devices, as FastVAE on a CPU with TensorFlow, else as it is.
 
     `in_shards` says whether batches may be computed in parts.
     """
     if keras.distribution.distribution() is not None:
         return ParallelVAE(*_take_apart(vae))
-    if keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
+    if not in_shards or keras.backend.backend() != "tensorflow" or keras.distribution.list_devices("gpu"):
         return vae
-    return FastVAE(vae, SHARDS if in_shards else 1)
+    return FastVAE(*_take_apart(vae))
 
 
 class FastVAE(VAE):
@@ -31,12 +30,8 @@ class FastVAE(VAE):
     computed for the whole batch: its matrices are the same for all images.
     """
 
-    def __init__(self, vae: VAE, shards: int):
-        super().__init__(*_take_apart(vae))
-        self.shards = shards
-
     def encode_and_decode(self, images, training=False):
-        if not training or self.shards == 1:
+        if not training:
             return super().encode_and_decode(images, training)
         half = ops.shape(images)[0] // 2
         shards = [super(FastVAE, self).encode_and_decode(part, training) for part in (images[:half], images[half:])]

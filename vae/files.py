@@ -102,7 +102,7 @@ def _check_plain(path: Path, largest: int) -> None:
 
 
 @contextmanager
-def write_images(path: Path, shape: tuple, dtype: str, compression: int) -> Iterator[Callable[[np.ndarray], None]]:
+def write_images(path: Path, shape: tuple, dtype: str, compression: int) -> Iterator[Callable[[np.ndarray], int]]:
     """Give a function that adds a batch (n, H, W) to an .npz of images of that `shape`, under the key `images`.
 
     So the images are never in memory together. `compression` is zipfile's.

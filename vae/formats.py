@@ -22,9 +22,9 @@ from vae.terminal import UserError
 MAX_BYTES = 640 * 2**20  # of one array in memory: 14 times MNIST's 60,000 images as bytes
 NPY_HEADER = 2**10  # bytes: 118 are usual; some thousands could exhaust Python's parser
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-PIECE = 2**20  # bytes that are read at once
-SMALLER = "save the images as they are to be used, bytes (n, H, W), as x_train.npy in a folder: it is not read at once"
-UNPACK = "turn it into .npy files, which are not read at once: python -m vae.unpack {} FOLDER, then --data FOLDER"
+PIECE = 2**20  # bytes of one read
+SMALLER = "save the images as bytes (n, H, W) in FOLDER/x_train.npy, which is read piece by piece; then --data FOLDER"
+UNPACK = "turn it into .npy files, read piece by piece: python -m vae.unpack {} FOLDER, then --data FOLDER"
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def check_size(where: str, shape: tuple[int, ...], item_bytes: int, remedy: str 
 def _check(where: str, shape: tuple[int, ...], dtype: np.dtype, unpack: Path | None = None) -> None:
     """Refuse, before it is read, an array of objects, an empty one and one that is too large for memory.
 
-    `unpack` is what vae/unpack.py turns into .npy files; without it the array is not to be in memory.
+    `unpack` is what vae/unpack.py turns into .npy files; without it the array will not be in memory.
     """
     if dtype.hasobject:
         raise UserError(f"{where}: holds pickled objects, which are never read; save it as a plain array")

@@ -45,7 +45,7 @@ def place_codes(codes: np.ndarray) -> np.ndarray:
 
 
 def is_plane(latents: int) -> bool:
-    """Whether the map of so many latents is the latent space itself."""
+    """Whether the map is the latent space itself."""
     return latents <= 2
 
 

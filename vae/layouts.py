@@ -33,7 +33,7 @@ class Name(NamedTuple):
 
     @property
     def role(self) -> str:
-        """The field of a `Dataset` that it belongs to."""
+        """Such as test_labels; without any word, train_images."""
         return f"{self.part or 'train'}_{self.kind or 'images'}"
 
 
@@ -58,7 +58,7 @@ def parse_name(name: str) -> Name:
 def read(path: Path, size: tuple[int, int] | None, remarks: Remarks) -> Contents:
     """Read the arrays of whatever is at a path; pictures are scaled to `size` if it is given.
 
-    `path` may also be FOLDER/NAME: of several data sets in one folder, that whose files' names begin with NAME.
+    `path` may also be FOLDER/NAME: of several data sets in a folder, the one whose name parse_name calls NAME.
     """
     if path.is_file():
         contents = _read_file(path, remarks)
@@ -76,7 +76,7 @@ def read(path: Path, size: tuple[int, int] | None, remarks: Remarks) -> Contents
 
 
 def holds_something(path: Path) -> bool:
-    """Whether there is a file or folder at a path, or files of a data set whose names begin so."""
+    """Whether there is a file or folder at a path, or a data set of that name (FOLDER/NAME)."""
     return path.exists() or (path.parent.is_dir() and bool(find_files(path, Remarks())))
 
 

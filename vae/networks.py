@@ -83,7 +83,7 @@ def readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
 
 @network(epochs=50, batch_size=100, learning_rate=4e-3, hidden_dim=28, latent_dim=2)
 def softplus(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """A plane of two latents; the encoder's standard deviation is a softplus.
+    """Two latent dimensions; the encoder's standard deviation is a softplus.
 
     It was called `posterior` before. Left open by the authors: epochs, batch size and learning rate. They also trained
     on Gaussian pixels; that is `--likelihood gaussian`.
@@ -150,7 +150,7 @@ def batchnorm(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
 
 @network(epochs=170, batch_size=250, learning_rate=8e-3, hidden_dim=64, latent_dim=2)
 def plane(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
-    """A plane of two latents, from the last output of the LSTM and a dense layer.
+    """Two latent dimensions, from the last output of the LSTM and a dense layer.
 
     Left open by the authors: 64 units of the LSTM, 128 of the dense layer, 7 x 7 x 32 at the start of the decoder,
     batch size and learning rate.

@@ -42,6 +42,11 @@ def write_picture(grid: np.ndarray, path: Path) -> None:
     Image.fromarray(grid).save(path, optimize=grid.size < 10**7)
 
 
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure of Matplotlib; the ending of the path says as what."""
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
 def loss_curves(rows: list[dict], title: str) -> Figure:
     """Draw the three losses of a run's history against the epoch, in nats per image.
 

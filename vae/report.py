@@ -8,7 +8,7 @@ from vae import data
 from vae.dataset import Dataset, number_as_in_run
 from vae.networks import NETWORKS
 from vae.run import Run
-from vae.settings import variance_of
+from vae.settings import MOST_COMPONENTS, variance_of
 from vae.terminal import find_devices, shown
 
 LATENT_LAYERS = ("mean", "log_var", "scale")  # of an encoder; its stages show mu and sigma instead
@@ -16,10 +16,14 @@ LATENT_LAYERS = ("mean", "log_var", "scale")  # of an encoder; its stages show m
 
 def list_networks() -> None:
     """Print each network with its number of parameters and its default settings."""
+    from model import MixturePrior
+
     width = max(map(len, NETWORKS))
     for name, network in NETWORKS.items():
-        halves = network.build((28, 28), network.hidden_dim, network.latent_dim)
-        parameters = sum(half.count_params() for half in halves)
+        parts = [*network.build((28, 28), network.hidden_dim, network.latent_dim)]
+        if network.prior == "mixture":
+            parts.append(MixturePrior(MOST_COMPONENTS, network.latent_dim))
+        parameters = sum(part.count_params() for part in parts)
         print(f"{name:{width}}  {parameters:>10,} parameters  {network.summary}")
         pace = f"--epochs {network.epochs} --batch-size {network.batch_size} --learning-rate {network.learning_rate:g}"
         sizes = f"--hidden-dim {network.hidden_dim} --latent-dim {network.latent_dim}"
@@ -101,7 +105,8 @@ def print_complete(run: Run) -> None:
 
 def print_end(run: Run, dataset: Dataset, losses: dict[str, float]) -> None:
     """Print where the run is saved, its losses on the test images, and the command that draws from it."""
-    print(f"-> Plot of loss curves is saved in {shown(run.folder / 'loss_curves.png')}")
+    if (curves := run.folder / "loss_curves.png").exists():
+        print(f"-> Plot of loss curves is saved in {shown(curves)}")
     print(f"-> Model is saved in {shown(run.folder)}")
     print(
         f"-> Test: general loss {losses['general_loss']:.2f} = reconstruction {losses['reconstruction_loss']:.2f} + "

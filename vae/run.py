@@ -100,6 +100,16 @@ class Run:
         """Which images each epoch is measured on: "val" (validation images, where there are some), else "test"."""
         return "val" if self.config["dataset"].get("validation_images") else "test"
 
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the labels 0, 1, ...; empty where numbers are their names."""
+        names = self.config["dataset"].get("label_names")
+        return [str(name) for name in names] if isinstance(names, list) else []
+
+    def name_label(self, label: int) -> str:
+        """Return the name of a label: its number where it has no other."""
+        return self.label_names[label] if 0 <= label < len(self.label_names) else str(label)
+
     def load_data(self) -> Dataset:
         """Load the images to train on; for a run that is resumed, they must be the same as before."""
         settings = self.settings
@@ -111,7 +121,7 @@ class Run:
         if self.config is None:
             fit_defaults(settings, self.given, count)
         if settings.batch_size > count:
-            rest = "" if dataset.validation_images is None else f", as {len(dataset.validation_images)} are held out"
+            rest = "" if dataset.validation_images is None else f" and {len(dataset.validation_images)} to validate on"
             raise UserError(f"--batch-size {settings.batch_size}: there are only {count} training images{rest}")
         return dataset
 
@@ -183,9 +193,11 @@ class Run:
 
     def save_figure(self, name: str, figure) -> None:
         """Write a figure of Matplotlib into the run's folder. A run is finished even if that fails."""
+        from vae import plots
+
         try:
             with files.replacing(self.folder / name) as path:
-                figure.savefig(path, dpi=120, bbox_inches="tight")
+                plots.write_figure(figure, path)
         except Exception as error:
             print(f"-> {name} could not be drawn: {error!s:.200}", file=sys.stderr)
 
@@ -232,7 +244,7 @@ class Run:
 
     def _write_config(self) -> None:
         with files.replacing(self.folder / "config.json") as path:
-            files.write_json(path, {"format": runs.FORMAT, **self.config})
+            files.write_json(path, self.config)
 
     def _write_epoch(self, vae) -> None:
         """Write both models, the history, the config and the training state.
@@ -258,7 +270,7 @@ class Run:
                 writer = csv.DictWriter(file, self._fields())
                 writer.writeheader()
                 writer.writerows(self.rows)
-            files.write_json(config, {"format": runs.FORMAT, **self.config})
+            files.write_json(config, self.config)
 
     def _training_state(self, vae) -> dict[str, np.ndarray]:
         """Return all that training changes, as plain arrays. Noise and order are functions of (seed, epoch)."""
@@ -273,15 +285,16 @@ class Run:
         for name, version in self.config["versions"].items():
             if (before := earlier["versions"].get(name)) != version:
                 print(f"-> The run began with {name} {before}, now {version}: last digits may differ.", file=sys.stderr)
-        arrays = files.read_arrays(self.folder / "training_state.npz", "start a new run")
+        path = self.folder / "training_state.npz"
+        arrays = files.read_arrays(path, "start a new run")
         if arrays is None and earlier["epochs_done"]:
-            raise UserError(f"{self.folder} has no training_state.npz, so it cannot be resumed; start a new run")
+            raise UserError(f"{path} is missing, so the run cannot be resumed; start a new one")
         if arrays is not None:
             variables = _variables(vae)
             try:
                 values = self._check_state(arrays, variables)
             except (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-                raise UserError("training_state.npz is not the state of this run; start a new one") from error
+                raise UserError(f"{path} is not the state of this run; start a new one") from error
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
         epochs = f"epoch {len(self.rows)} of {self.settings.epochs}"
@@ -347,14 +360,20 @@ class Run:
         if "classes" in arrays:  # an older run: the mixture was fitted after training, some Gaussians for each class
             labels = np.unique(arrays["classes"])
             arrays |= {"labels": labels, "class_shares": (arrays["classes"].reshape(-1, 1) == labels).astype(float)}
-        return sampling.read_mixture(arrays, latent_dim)
+        try:
+            return sampling.read_mixture(arrays, latent_dim)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from None
 
     def find_most_active(self, latent_dim: int) -> tuple[int, int]:
         """Return the two latent dimensions whose posterior means vary most."""
+        if latent_dim < 2:
+            raise UserError(f"--manifold: {self.folder} has one latent dimension, and a plane needs two")
         activity = self.config.get("activity", [1.0] * latent_dim)  # older runs do not say
-        if latent_dim < 2 or np.shape(activity) != (latent_dim,):
-            raise UserError(f"--manifold: {self.folder} has {latent_dim} latent dimensions, and a plane needs two")
-        first, second = sorted(range(latent_dim), key=lambda index: -activity[index])[:2]
+        try:
+            first, second = sorted(range(latent_dim), key=lambda index: -float(activity[index]))[:2]
+        except (TypeError, ValueError, LookupError) as error:
+            raise UserError(f"{self.folder / 'config.json'}: activity cannot be read; choose another run") from error
         return first, second
 
     def load_reconstructions(self) -> np.ndarray:
@@ -381,6 +400,7 @@ def _describe(settings: Namespace, vae, dataset: Dataset, earlier: dict | None) 
         further = [*further, {name: earlier["settings"].get(name, getattr(settings, name)) for name in FURTHER}]
     validation = dataset.validation_images
     return {
+        "format": runs.FORMAT,
         "settings": vars(settings),
         "dataset": {
             "name": dataset.name,

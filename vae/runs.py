@@ -43,7 +43,7 @@ def read_config(folder: Path) -> dict:
     found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:
         raise UserError(
-            f"{path} has format {found!r:.50}, and this program reads {FORMAT}; use the program's own version"
+            f"{path} has format {found!r:.50}, and this program reads {FORMAT}; use the version that wrote it"
         )
     for keys, kind in CONFIG_TYPES.items():
         try:
@@ -51,7 +51,7 @@ def read_config(folder: Path) -> dict:
         except (KeyError, TypeError, IndexError):
             fits = False
         if not fits:
-            raise UserError(f"{path} does not say a run's {' '.join(keys)}; choose another run")
+            raise UserError(f"{path}: {'.'.join(keys)} is missing or wrong; choose another run")
     return config
 
 
@@ -116,7 +116,7 @@ def _is_locked(folder: Path) -> bool:
 
 
 def next_end() -> str:
-    """Return the time to record as a run's end, UTC, later than all ends on record even if the clock was set back."""
+    """Return the time of a run's end, ISO 8601 in UTC, later than all ends on record even if the clock went back."""
     now = datetime.now(UTC)
     for end in _find_finished():
         with suppress(ValueError, TypeError, OverflowError):  # somebody edited it
@@ -136,10 +136,12 @@ def _find_finished() -> dict[str, Path]:
 
 
 def find_finished_last() -> Path | None:
+    """Return the folder of the run that finished last by its own record; None without any."""
     return max(_find_finished().items(), default=(None, None))[1]
 
 
 def find_resumable() -> Path:
+    """Return the newest unfinished run that nobody trains, else the one that finished last; UserError without any."""
     unfinished = [folder for folder, config in _read_configs() if not config["finished"] and not _is_locked(folder)]
     if unfinished:
         return max(unfinished, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)

@@ -47,7 +47,7 @@ class Mixture:
         return self.means[component] + np.einsum("nij,nj->ni", self.factors[component], epsilon)
 
     def draw_label(self, rng: np.random.Generator, count: int, scale: float, label: int) -> np.ndarray:
-        """Draw latent vectors (count, D) from p(z | label), again where p(label | z) is below 0.9."""
+        """Draw latent vectors (count, D) from p(z | label); redraw those with p(label | z) < 0.9."""
         column = np.flatnonzero(self.labels == label)
         weights = self.weights * self.class_shares[:, column[0]]
         z = self.draw(rng, count, scale, weights)
@@ -128,7 +128,7 @@ def learn_labels(prior: Mixture, codes: np.ndarray, labels: np.ndarray) -> Mixtu
 
 
 def read_mixture(arrays: dict[str, np.ndarray], latent_dim: int) -> Mixture:
-    """Return the prior in the arrays of prior.npz; UserError where they are not one for this decoder."""
+    """Return the prior in the arrays of a prior.npz; UserError where they are not one for this decoder."""
     count = arrays["weights"].size if "weights" in arrays else 0
     no_labels = {"labels": np.empty(0, int), "class_shares": np.empty((count, 0))}  # before the end of training
     try:
@@ -136,13 +136,13 @@ def read_mixture(arrays: dict[str, np.ndarray], latent_dim: int) -> Mixture:
             prior = Mixture(**{name: (no_labels | arrays)[name] for name in Mixture.__dataclass_fields__})
             floats = {name: array.astype(np.float32) for name, array in vars(prior).items() if name != "labels"}
     except KeyError as error:
-        raise UserError(f"prior.npz: it lacks the array {error}; choose another run") from None
+        raise UserError(f"prior.npz lacks the array {error}; choose another run") from None
     prior = replace(prior, **floats)
     classes = prior.labels.size
     shapes = [(count,), (count, latent_dim), (count, latent_dim, latent_dim), (classes,), (count, classes)]
     fits = 0 < count <= MAX_COMPONENTS and [array.shape for array in vars(prior).values()] == shapes
     if not fits or not all(np.isfinite(array).all() for array in floats.values()) or not _is_sound(prior):
-        raise UserError("prior.npz: it holds no prior for this decoder; choose another run")
+        raise UserError("prior.npz holds no prior for this decoder; choose another run")
     return prior
 
 
@@ -226,7 +226,7 @@ def plane(prior: Mixture, side: int, axes: tuple[int, int], rng: np.random.Gener
     places = np.stack([np.tile(across, side), np.repeat(down[::-1], side)], axis=1)  # (side * side, 2)
     covariances = prior.factors @ np.swapaxes(prior.factors, 1, 2)
     ix = np.ix_(range(len(prior.weights)), axes, axes)
-    part = Mixture(prior.weights, prior.means[:, axes], np.linalg.cholesky(covariances[ix]), *[prior.labels] * 2)
+    part = replace(prior, means=prior.means[:, axes], factors=np.linalg.cholesky(covariances[ix]))
     best = part.responsibilities(places).argmax(axis=1)
     gains = covariances[:, :, axes] @ np.linalg.inv(covariances[ix])  # (M, D, 2)
     offsets = places - part.means[best]

@@ -76,7 +76,7 @@ SETTINGS = (
     Setting(
         "image_size",
         None,
-        "scale the images to N x N pixels, a multiple of 4 from 8 to 128 (default: as they are, or the nearest such)",
+        "scale the images to N x N pixels, a multiple of 4 from 8 to 128 (default: the nearest allowed size)",
         image_size,
     ),
     Setting(
@@ -101,7 +101,7 @@ SETTINGS = (
     Setting(
         "components",
         None,
-        "Gaussians in a learned prior, up to 1000 (default: 300, but one for 50 training images at most)",
+        "Gaussians in a learned prior, up to 1000 (default: 300, but at most one per 50 training images)",
         component_count,
     ),
     Setting("beta", 1.0, "weight of the KL in training; the losses shown are unweighted", non_negative_number),
@@ -138,7 +138,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         else:
             options = {"type": setting.read, "help": setting.help + _describe_default(setting)}
             options["choices"] = (*setting.choices, "help") if setting.name == "network" else setting.choices
-            options["metavar"] = None if setting.choices else setting.name.rsplit("_")[-1].upper()
+            options["metavar"] = None if setting.choices else setting.name.split("_")[-1].upper()
         parser.add_argument(setting.flag, default=argparse.SUPPRESS, **options)
 
 

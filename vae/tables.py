@@ -17,13 +17,14 @@ from vae.terminal import UserError
 LINE = 2**20  # characters of a line of CSV, at most
 COLUMNS = 2**16
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y", "digit", "character", "letter")
-OTHER_COLUMNS = ("", "id", "index", "imageid", "unnamed: 0")  # which number the images
+OTHER_COLUMNS = ("", "id", "index", "imageid", "unnamed: 0")  # numbers of images
 LABEL = 100  # characters of a label, at most
-PIECE = 2**20  # characters that are read at once
+REMEDY = "write a row for each image: label, then all pixels, row by row"
+PIECE = 2**20  # characters that are parsed together
 
 
 def is_csv_of_images(path: Path) -> bool:
-    """Whether a file is a CSV file whose rows are long enough for images; a list of labels has a few columns."""
+    """Whether a file is a CSV file whose rows are long enough for images: a list of labels has few columns."""
     try:
         with in_one_line(path), open(path, "rb") as raw, _open_text(raw) as file:
             row, _ = _read_row(file.readline(LINE))
@@ -45,7 +46,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         row, delimiter = _read_row(first)
         if not 16 <= len(row) <= COLUMNS:
             what = f"has {len(row):,} columns, which are no pixels"
-            raise UserError(f"{path}: {what}; write a row for each image: label, then all pixels, row by row")
+            raise UserError(f"{path}: {what}; {REMEDY}")
         columns, label = _find_columns(path, row)
         lines = (line for line in iter(lambda: file.readline(LINE), "") if line.strip())
         if not _is_header(row):
@@ -66,7 +67,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         return images, None
     classes = np.concatenate(labels)
     is_corner = not _is_header(row) and bool(np.isin(classes, ("0", "0.0")).all())
-    if is_corner and 0 < np.ptp(images[:, -1]) < 100:  # a black pixel; the last column has labels, as in optdigits
+    if is_corner and 0 < np.ptp(images[:, -1]) < 100:  # the "labels" are black pixels; the last column has labels
         classes = images[:, -1].astype(str)
         images = np.roll(images, 1, axis=1)
         images[:, 0] = 0
@@ -133,5 +134,5 @@ def _find_columns(path: Path, row: list[str]) -> tuple[list[int], int | None]:
         label = pixels.pop() if is_last else pixels.pop(0)
     if math.isqrt(len(pixels)) ** 2 != len(pixels):
         what = f"has {len(pixels):,} columns of pixels, which is no square"
-        raise UserError(f"{path}: {what}; write a row for each image: label, then all pixels, row by row")
+        raise UserError(f"{path}: {what}; {REMEDY}")
     return pixels, label

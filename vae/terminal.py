@@ -157,7 +157,7 @@ def raise_lost_signal() -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run the `main` of a script. A UserError ends it with one line and status 1, Ctrl-C with 130, SIGTERM with 143.
 
-    Notes on the exception (`add_note`) are part of the line.
+    Notes of a KeyboardInterrupt (`add_note`) end its line.
     """
     script = os.path.basename(sys.argv[0])
     os.environ["MPLBACKEND"] = "agg"  # figures are files; other backends may be missing

@@ -1,4 +1,4 @@
-"""Turn an .npz, or a folder of IDX files, into .npy files, which --data does not read at once: python -m vae.unpack.
+"""Turn an .npz, or a folder of IDX files, into .npy files, which --data reads piece by piece: python -m vae.unpack.
 
 Only a piece of an array is in memory at a time, so there may be more images than memory holds.
 """
@@ -14,7 +14,7 @@ LETTERS = {"images": "x", "labels": "y"}
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line -> .npy files."""
-    about = "Turn images into .npy files, which main.py --data does not read at once."
+    about = "Turn images into .npy files, which main.py --data reads piece by piece."
     parser = terminal.Parser("-m vae.unpack", description=about)
     parser.add_argument("source", metavar="SOURCE", help="an .npz or a folder of IDX files, as main.py --data takes it")
     parser.add_argument("folder", metavar="FOLDER", help="a new folder, for x_train.npy and so on")
