@@ -11,7 +11,7 @@ from vae import formats, pictures, tables
 from vae.convert import Remarks
 from vae.terminal import UserError
 
-PARTS = pictures.PARTS | {"t10k": "test"}
+PART_OF = pictures.PART_OF | {"t10k": "test"}
 KINDS = {
     **dict.fromkeys(("images", "image", "imgs", "img", "x", "data"), "images"),
     **dict.fromkeys(("labels", "label", "lab", "lbl", "y", "targets", "target"), "labels"),
@@ -49,9 +49,9 @@ def parse_name(name: str) -> Name:
     name = re.sub(r"[-.]idx\d-(ubyte|int)|(\.(gz|npz|npy|csv))+$", "", name.lower())
     name = re.sub(r"^([xy])(train|test|val)|(train|test|val)([xy])$", r"\1\3-\2\4", name)
     words = [word for word in re.split(r"[-_. ]+", name) if word]
-    part = next((PARTS[word] for word in words if word in PARTS), None)
+    part = next((PART_OF[word] for word in words if word in PART_OF), None)
     kind = next((KINDS[word] for word in words if word in KINDS), None)
-    rest = [word for word in words if word not in PARTS and word not in KINDS]
+    rest = [word for word in words if word not in PART_OF and word not in KINDS]
     return Name("-".join(rest), part, kind)
 
 
@@ -142,13 +142,13 @@ def _list(names: Iterable[str]) -> str:
 IDX_NAME = re.compile(r"[-.]idx\d-(ubyte|int)(\.gz)?$")
 
 
-def is_idx(path: Path) -> bool:
+def has_idx_name(path: Path) -> bool:
     """Whether a file is called as IDX files are."""
     return bool(IDX_NAME.search(path.name.lower()))
 
 
 def _is_idx(path: Path, name: Name) -> bool:
-    return is_idx(path) and name.kind is not None
+    return has_idx_name(path) and name.kind is not None
 
 
 def _is_npy(path: Path, name: Name) -> bool:
@@ -187,7 +187,7 @@ def _read_files(files: dict[str, Path]) -> Contents:
             arrays[role] = formats.map_npy(path)
         elif path.suffix == ".npz":
             arrays[role] = formats.read_npz(path, formats.list_npz(path)[:1])[0]
-        elif is_idx(path):
+        elif has_idx_name(path):
             array = formats.read_idx(path, (3,) if "images" in role else (1, 2))
             is_qmnist = array.ndim == 2 and array.shape[1] == 8 and array.itemsize == 4
             array = array[:, 0] if is_qmnist else array  # QMNIST's labels begin with the class
@@ -242,7 +242,7 @@ def _read_file(path: Path, remarks: Remarks) -> Contents:
         return _read_files({"train_images": path})
     if name.endswith((".csv", ".csv.gz")):
         return _read_files({f"{parse_name(name).part or 'train'}_images": path})
-    if is_idx(path):
+    if has_idx_name(path):
         raise UserError(f"{path}: is one of several files; name the folder that holds them")
     hint = HINTS.get(path.suffix.lower(), "give a folder of IDX files or pictures, or an .npz, .npy or .csv file")
     raise UserError(f"{path}: cannot be read; {hint}")

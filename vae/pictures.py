@@ -16,8 +16,8 @@ from vae.terminal import UserError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 MAX_FILES = 10**6
-PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-PARTS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
+PART_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+PART_OF |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 TURNED = (5, 6, 7, 8)  # the orientations of a camera that swap height and width
 
@@ -133,7 +133,7 @@ def _unwrap(folder: Path) -> Path:
 def _part_of(name: str) -> str | None:
     """The part that the name of a folder says: train, mnist_test, trainingSet ..."""
     words = re.split(r"[-_. ]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower())
-    return next((PARTS[word] for word in words if word in PARTS), None)
+    return next((PART_OF[word] for word in words if word in PART_OF), None)
 
 
 def _list_folders(folder: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def open_arrays(source: Path) -> dict[str, Iterator[bytes]]:
         names = layouts.find_arrays(source, remarks)
         return {role: formats.member_to_npy(source, name) for role, name in names.items()}
     found = {} if source.is_file() else layouts.find_files(source, remarks)
-    if not found or not all(map(layouts.is_idx, found.values())):
+    if not found or not all(map(layouts.has_idx_name, found.values())):
         raise UserError(f"{source}: is neither an .npz nor a folder of IDX files; nothing else needs to be unpacked")
     return {role: formats.idx_to_npy(path) for role, path in found.items()}
 
