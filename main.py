@@ -49,7 +49,8 @@ def parse(arguments: list[str] | None = None) -> dict:
 
 def build_vae(options: Namespace, dataset: Dataset):
     """Build and compile the VAE that the settings describe."""
-    keras = terminal.import_keras()
+    network = settings.NETWORKS[options.network]
+    keras = terminal.import_keras(network.in_shards)
     from model import VAE, MixturePrior, NormalPrior
     from vae import fast
 
@@ -58,7 +59,6 @@ def build_vae(options: Namespace, dataset: Dataset):
     keras.config.set_dtype_policy(options.precision)
     if options.deterministic and backend == "tensorflow":
         importlib.import_module("tensorflow").config.experimental.enable_op_determinism()
-    network = settings.NETWORKS[options.network]
     halves = network.build(dataset.image_shape, options.hidden_dim, options.latent_dim)  # encoder and decoder
     mixture = options.prior == "mixture"
     prior = MixturePrior(options.components, options.latent_dim) if mixture else NormalPrior()

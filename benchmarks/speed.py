@@ -189,7 +189,6 @@ def prepare_project(job: Job) -> Callable[[], float]:
 
 def build_vae(job: Job):
     """Build the VAE of main.py, compiled."""
-    terminal.import_keras()
     images = job.make_images()
     return project.build_vae(job.options, Dataset("random", images, None, None, images, None, "", "random"))
 
@@ -352,6 +351,7 @@ def count_products(layer) -> int:
 
 def prepare_decoding(job: Job) -> Callable[[], float]:
     """Decode latent vectors as generator.py does: images a second."""
+    terminal.import_keras()  # as generator.py does
     decoder = build_vae(job).decoder
     z = np.random.default_rng(0).standard_normal((DECODED, decoder.input_shape[1]), np.float32)
 

@@ -227,6 +227,17 @@ def test_a_backend_that_is_not_there_is_refused(monkeypatch):
     assert "KERAS_BACKEND=jax: it is not installed; pip install jax" in refuse(terminal.import_keras)
 
 
+def test_an_operation_keeps_to_one_core_where_each_core_has_a_shard(monkeypatch, plain_keras):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
+    terminal.import_keras()
+    assert "TF_NUM_INTRAOP_THREADS" not in os.environ
+    terminal.import_keras(in_shards=True)
+    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "1"
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")  # the user's own
+    terminal.import_keras(in_shards=True)
+    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "3"
+
+
 @pytest.mark.parametrize("given", ["", "TensorFlow"])
 def test_a_backend_may_be_empty_or_in_capitals(monkeypatch, given):
     monkeypatch.setenv("KERAS_BACKEND", given)

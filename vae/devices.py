@@ -110,9 +110,9 @@ class Devices:
 
     def share(self) -> None:
         """Let all devices compute each batch of the models that are built from here on."""
-        keras = terminal.import_keras()
-        if keras.backend.backend() != "jax":
+        if terminal.find_backend() != "jax":
             return
+        keras = terminal.import_keras()
         import jax
         from jax.experimental import multihost_utils
 

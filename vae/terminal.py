@@ -71,13 +71,16 @@ def shown(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def import_keras():
+def import_keras(in_shards: bool = False):
     """Import Keras without the start-up notices of TensorFlow, and return it.
 
     Compiled code writes the notices to the file descriptor of standard error before any setting could silence them. So
     the descriptor itself is silenced during the import. The user's keras.json is not read: what it can say (the backend
-    aside, which KERAS_BACKEND chooses) would break a run. Raises UserError for a backend that is not installed.
+    aside, which KERAS_BACKEND chooses) would break a run. With `in_shards` a TensorFlow operation keeps to one core, as
+    each core has a shard of a batch (fast.FastVAE). Raises UserError for a backend that is not installed.
     """
+    if in_shards:
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ["KERAS_BACKEND"] = find_backend()
     keras_home = os.environ.get("KERAS_HOME")
     os.environ["KERAS_HOME"] = os.path.join(os.devnull, "keras")  # a place that cannot exist
