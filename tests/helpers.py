@@ -1,12 +1,17 @@
 """Small images, and the files that people save them in."""
 
+import contextlib
 import gzip
+import hashlib
 import io
 import struct
+import tracemalloc
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from vae import data
 from vae.dataset import Dataset
@@ -67,13 +72,37 @@ def to_zip(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
     return file.getvalue()
 
 
+def to_csv(rows: Iterable, separator: str = ",") -> bytes:
+    return "\n".join(separator.join(map(str, row)) for row in rows).encode()
+
+
+def save_picture(path: Path, image: np.ndarray, mode: str = "L", **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).convert(mode).save(path, **options)
+
+
 def load(path: Path, **options) -> Dataset:
     """Load the images at a path, as --data does."""
     return data.load(data.Options(data=str(path), **options))
 
 
 def assert_is_made(dataset: Dataset) -> None:
-    """The data set is that of `make_arrays`, as bytes."""
+    """The data set is that of `make_arrays`, as bytes, and its fingerprint that of the images alone."""
     for field, wanted in zip(FIELDS, make_arrays().values(), strict=True):
         np.testing.assert_array_equal(getattr(dataset, field), wanted)
-    assert dataset.train_images.dtype == dataset.test_images.dtype == np.uint8
+    digest = hashlib.sha256()
+    for images in (dataset.train_images, dataset.test_images):
+        assert images.dtype == np.uint8
+        digest.update(f"{images.shape} uint8".encode() + images.tobytes())
+    assert dataset.sha256 == digest.hexdigest()
+
+
+@contextlib.contextmanager
+def little_memory(most: int) -> Iterator[None]:
+    """Fail where Python and NumPy take more than so many bytes at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
