@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 from conftest import refuse
-from helpers import load, make_arrays
+from helpers import load, make_arrays, to_csv
 
 from vae import tables
 
 
 def test_csv_of_floats_names_and_other_columns(tmp_path):
     x = (make_arrays()["x_train"][:, :8, :8] / 255).round(4)
-    rows = ["id,letter," + ",".join(f"p{i}" for i in range(64))]
-    rows += [f'{number},"{"abc"[number % 3]}",' + ",".join(map(str, image.ravel())) for number, image in enumerate(x)]
-    (tmp_path / "letters.csv").write_text("\ufeff" + "\n".join(rows) + "\n\n", encoding="utf-8")
+    rows = [["id", "letter", *(f"p{i}" for i in range(64))]]
+    rows += [[number, f'"{"abc"[number % 3]}"', *image.ravel()] for number, image in enumerate(x)]
+    (tmp_path / "letters.csv").write_bytes(b"\xef\xbb\xbf" + to_csv(rows) + b"\n\n")
     dataset = load(tmp_path / "letters.csv")
     assert (dataset.label_names, dataset.image_shape, len(dataset.train_images)) == (("a", "b", "c"), (8, 8), 5)
     wanted = {(image.astype(np.float32).tobytes(), number % 3) for number, image in enumerate(x)}
@@ -28,7 +28,7 @@ def test_csv_whose_columns_are_called_by_numbers(tmp_path, first):
     x = make_arrays()["x_train"][:, :8, :8].reshape(-1, 64)
     rows = [[first, *range(64)]] if first != "7" else []
     rows += [[number, *image] for number, image in enumerate(x)]
-    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    (tmp_path / "a.csv").write_bytes(to_csv(rows))
     dataset = load(tmp_path / "a.csv")
     assert len(dataset.train_images) + len(dataset.test_images) == 6
     assert (dataset.train_labels is None) == (first == "")
@@ -48,7 +48,7 @@ LABELS_IN_CSV = {
 def test_labels_are_found_beside_the_pixels(tmp_path, names, to_row):
     rows = [] if names is None else [names]
     rows += [to_row(image, label) for label, image in enumerate(SMALL)]
-    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    (tmp_path / "a.csv").write_bytes(to_csv(rows))
     images, labels = tables.read_csv(tmp_path / "a.csv")
     assert labels.tolist() == list("012345") and images.dtype == np.uint8
     np.testing.assert_array_equal(images[:, 1:], SMALL[:, 1:])
@@ -56,7 +56,7 @@ def test_labels_are_found_beside_the_pixels(tmp_path, names, to_row):
 
 def test_one_class_called_0_is_no_black_pixel(tmp_path):
     rows = [[0, *image[:-1], 40 * number] for number, image in enumerate(SMALL)]
-    (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    (tmp_path / "a.csv").write_bytes(to_csv(rows))
     images, labels = tables.read_csv(tmp_path / "a.csv")
     assert labels.tolist() == ["0"] * 6
     np.testing.assert_array_equal(images[:, :-1], SMALL[:, :-1])

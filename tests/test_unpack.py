@@ -4,15 +4,14 @@ import re
 import shlex
 import subprocess
 import sys
-import tracemalloc
 
-import conftest
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refuse
 from helpers import (
     NAMES,
     assert_is_made,
+    little_memory,
     load,
     make_arrays,
     make_idx_files,
@@ -34,17 +33,22 @@ def write_set(folder, kind: str):
 
 
 @pytest.mark.parametrize("kind", ["npz", "idx", "gzip"])
-def test_what_is_too_large_is_refused_with_the_command_that_unpacks_it(tmp_path, monkeypatch, kind):
-    source = write_set(tmp_path, kind)
+def test_what_is_too_large_is_refused_with_the_command_that_unpacks_it(tmp_path, monkeypatch, capsys, kind):
+    source, folder = write_set(tmp_path, kind), tmp_path / "npy"
     monkeypatch.setattr(formats, "MAX_BYTES", 4000)
-    line = conftest.refuse(load, source)
-    command, folder = re.search(r": python -m (vae.unpack .*) FOLDER, then --data FOLDER$", line)[1], tmp_path / "npy"
-    ended = subprocess.run(
-        [sys.executable, "-m", *shlex.split(command), folder], cwd=ROOT, capture_output=True, text=True, timeout=60
+    line = refuse(load, source)
+    command = re.search(r": python -m vae.unpack (.*) FOLDER, then --data FOLDER$", line)[1]
+    unpack.main([*shlex.split(command), str(folder)])
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(
+        f"-> {folder / name}.npy is written." for name in NAMES
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert sorted(ended.stdout.splitlines()) == sorted(f"-> {folder / name}.npy is written." for name in NAMES)
     assert_is_made(load(folder))
+
+
+def test_it_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "vae.unpack", write_set(tmp_path, "npz"), tmp_path / "npy"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr, len(ended.stdout.splitlines())) == (0, "", 4)
 
 
 @pytest.mark.parametrize("kind", ["npz", "gzip"])
@@ -55,12 +59,9 @@ def test_only_a_piece_is_in_memory(tmp_path, monkeypatch, kind):
     else:
         source = write_folder(tmp_path / "a", {"train-images-idx3-ubyte": to_idx(images)}, zipped=True)
     monkeypatch.setattr(formats, "PIECE", 10_000)
-    tracemalloc.start()
-    unpack.main([str(source), str(tmp_path / "npy")])
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    with little_memory(images.nbytes // 4):
+        unpack.main([str(source), str(tmp_path / "npy")])
     np.testing.assert_array_equal(np.load(tmp_path / "npy" / "x_train.npy"), images)
-    assert peak < images.nbytes / 4
 
 
 def test_arrays_of_any_name_get_one_that_is_read(tmp_path):
@@ -87,11 +88,11 @@ BAD = {
 @pytest.mark.parametrize("files, name, words", BAD.values(), ids=BAD)
 def test_what_cannot_be_unpacked_leaves_no_file(tmp_path, files, name, words):
     source = write_folder(tmp_path / "set", files)
-    assert words in conftest.refuse(unpack.main, [str(source / name), str(tmp_path / "npy")])
+    assert words in refuse(unpack.main, [str(source / name), str(tmp_path / "npy")])
     assert not list(tmp_path.glob("npy/*"))
 
 
 def test_nothing_is_overwritten(tmp_path):
     source = write_set(tmp_path, "npz")
     unpack.main([str(source), str(tmp_path / "npy")])
-    assert "name a new folder" in conftest.refuse(unpack.main, [str(source), str(tmp_path / "npy")])
+    assert "name a new folder" in refuse(unpack.main, [str(source), str(tmp_path / "npy")])
