@@ -1,39 +1,20 @@
-"""Data sets: the digits, the user's own images, held-out images, and the fingerprint."""
+"""Data sets: the digits, the user's own images, the images of a run, and the fingerprint."""
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, refuse
 from helpers import load, make_arrays, make_idx_files, write_folder, write_npz
 
 from vae import data
 from vae.data import Options
-from vae.dataset import hold_out, number_as_in_run, to_pixels
-from vae.terminal import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("PIL", "keras", "pooch", "requests", "sklearn", "tensorflow", "tqdm")
-
-
-def refuse(function, *arguments) -> str:
-    """The one line with which a call is refused."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
-    return str(caught.value)
-
-
-def test_bytes_become_pixels():
-    images, floats = np.arange(256, dtype=np.uint8), np.linspace(0, 1, 5, dtype=np.float32)
-    assert to_pixels(images).dtype == np.float32
-    np.testing.assert_array_equal(to_pixels(images), (np.arange(256) / 255).astype(np.float32))
-    assert to_pixels(floats) is floats
 
 
 def test_digits():
@@ -52,44 +33,21 @@ def test_digits():
     assert (images[:, :2] == 0).all() and (images[:, :, -2:] == 0).all() and images.max() > 230
 
 
-def test_the_fingerprint_is_of_the_images_alone(tmp_path):
+def test_the_fingerprint_depends_on_the_images_alone(tmp_path):
+    """Their order in memory does not count: assert_is_made computes it for every layout of test_layouts.py."""
     arrays = make_arrays()
-    digest = hashlib.sha256()
-    for name in ("x_train", "x_test"):
-        digest.update(f"{arrays[name].shape} uint8".encode() + arrays[name].tobytes())
     images = {"x_train": arrays["x_train"], "x_test": arrays["x_test"]}
-    others = {
-        "unlabelled": images,
-        "by columns": {name: np.asfortranarray(array) for name, array in images.items()},
-        "changed": images | {"x_test": images["x_test"] ^ 1},
-        "swapped": {"x_train": images["x_test"], "x_test": images["x_train"]},
-    }
-    paths = [write_npz(tmp_path / f"{name}.npz", **other) for name, other in others.items()]
-    paths.append(write_folder(tmp_path / "idx", make_idx_files()))
-    found = [load(path).sha256 for path in paths]
-    assert [sha256 == digest.hexdigest() for sha256 in found] == [True, True, False, False, True]
-    assert found[2] != found[3]
+    changed = images | {"x_test": images["x_test"] ^ 1}
+    swapped = {"x_train": images["x_test"], "x_test": images["x_train"]}
+    validated = images | {"x_val": images["x_test"]}
+    sets = enumerate((arrays, images, changed, swapped, validated))
+    labelled, *found = [load(write_npz(tmp_path / f"{number}.npz", **one)).sha256 for number, one in sets]
+    assert labelled == found[0] and len(set(found)) == 4
 
 
-@pytest.mark.parametrize("share, held", [(0.3, 450), (0.5, 750)])
-def test_hold_out(share, held):
-    whole = data.load(Options("digits"))
-    dataset = hold_out(whole, share, seed=5)
-    order = np.random.default_rng(5).permutation(1500)
-    np.testing.assert_array_equal(dataset.validation_images, whole.train_images[np.sort(order[:held])])
-    np.testing.assert_array_equal(dataset.train_images, whole.train_images[np.sort(order[held:])])
-    np.testing.assert_array_equal(dataset.train_labels, whole.train_labels[np.sort(order[held:])])
-    assert (dataset.sha256, len(dataset.test_images)) == (whole.sha256, 297)
-    assert (hold_out(whole, share, seed=6).train_images != dataset.train_images).any()
-
-
-def test_holding_out_nothing_or_all(tmp_path):
-    arrays = {name: array for name, array in make_arrays().items() if name[0] == "x"}
-    dataset = load(write_npz(tmp_path / "a.npz", **arrays))
-    assert hold_out(dataset, 0, seed=0) is dataset
-    assert hold_out(dataset, 0.5, seed=0).train_labels is None
-    for share, held in ((0.01, "0 of 6"), (0.99, "6 of 6")):
-        assert held in refuse(hold_out, dataset, share, 0)
+@pytest.mark.parametrize("size", [0, 27, 132, -4])
+def test_a_size_that_no_network_takes_is_refused(size):
+    assert f"--image-size {size}" in refuse(data.load, Options("digits", image_size=size))
 
 
 # The user's own images
@@ -112,10 +70,9 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
     assert [load(path).name for path in (".", "~/mine", "../mine")] == ["mine"] * 3
 
 
-def test_a_path_that_is_neither_folder_nor_npz_is_refused(tmp_path):
-    (tmp_path / "mine.txt").write_bytes(b"")
+def test_a_path_without_images_is_refused(tmp_path):
     (tmp_path / "folder.npz").mkdir()
-    cases = {"nowhere": "no such file", "mine.txt": "cannot be read", "folder.npz": "holds no images"}
+    cases = {"nowhere": "no such file", "folder.npz": "holds no images"}
     for name, words in cases.items():
         message = refuse(load, tmp_path / name)
         assert words in message and str(tmp_path / name) in message
@@ -173,59 +130,13 @@ def test_test_images_alone_can_be_measured_but_not_trained_on(tmp_path):
     assert "test images only" in refuse(load, path)
 
 
-def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone():
-    dataset = data.load_digits(data.Options())
-    images, labels = dataset.sample_training(100, seed=1)
-    rows = [np.flatnonzero((dataset.train_images == image).all(axis=(1, 2))) for image in images[:]]
-    assert len(images) == len(labels) == 100 and len(set(map(int, np.concatenate(rows)))) >= 99  # two may be equal
-    assert all(label in dataset.train_labels[row] for label, row in zip(labels, rows, strict=True))
-    np.testing.assert_array_equal(dataset.sample_training(100, seed=1)[0][:], images[:])
-    assert not np.array_equal(dataset.sample_training(100, seed=2)[0][:], images[:])
-    assert replace(dataset, train_labels=None).sample_training(100, seed=1)[1] is None
-    assert dataset.sample_training(1500, seed=1) == (dataset.train_images, dataset.train_labels)
-
-
-def test_validation_images_of_the_data_itself_are_used(tmp_path):
-    arrays = make_arrays()
-    images = {"x_train": arrays["x_train"], "x_test": arrays["x_test"]}
-    dataset = load(write_npz(tmp_path / "a.npz", **images, x_val=arrays["x_test"]))
-    assert hold_out(dataset, 0, seed=0) is dataset
-    held_out = hold_out(dataset, 0.5, seed=0)
-    assert len(held_out.validation_images) == 3 and len(held_out.train_images) == 6
-    assert "--validation-split" in held_out.notes[-1]
-    assert dataset.sha256 != load(write_npz(tmp_path / "b.npz", **images)).sha256
-
-
-@pytest.mark.parametrize(
-    "own, given, numbers, names",
-    [
-        (["cat", "dog", "owl"], ["owl", "dog", "owl"], [2, 1, 2], ("cat", "dog", "owl")),
-        (["cat", "dog", "owl"], ["dog", "ant", "owl"], [1, 3, 2], ("cat", "dog", "owl", "ant")),
-        (["1", "2", "x"], [2, 1, 7], [1, 0, 3], ("1", "2", "x", "7")),
-        (["cat", "dog"], [0, 1, 0], None, None),
-        (None, ["3", "1", "x"], None, None),
-        (None, [3, 1, 2], [3, 1, 2], None),
-    ],
-)
-def test_labels_of_shown_images_have_the_numbers_of_the_run(tmp_path, own, given, numbers, names):
-    path = write_npz(tmp_path / "a.npz", x_test=make_arrays()["x_test"], y_test=np.array(given))
-    config = {"settings": {}, "dataset": {"label_names": own}}
-    dataset = number_as_in_run(data.load_for_run(Options(data=str(path)), config), config)
-    assert (dataset.test_labels is None) == (numbers is None)
-    assert numbers is None or dataset.test_labels.tolist() == numbers
-    assert dataset.label_names == names and any("other names" in note for note in dataset.notes) == (numbers is None)
-    assert names is None or dataset.named_test_labels.tolist() == [str(label) for label in given]
-
-
 def test_emnist_s_own_files_are_known_to_be_transposed(tmp_path):
-    arrays = list(make_arrays().values())
-    stems = [f"emnist-digits-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")]
-    files = dict(zip(stems, make_idx_files().values(), strict=True))
-    folder = write_folder(tmp_path / "mine", {f"{stem}-ubyte": content for stem, content in files.items()}, zipped=True)
+    files = {f"emnist-digits-{stem.replace('t10k', 'test')}": content for stem, content in make_idx_files().items()}
+    folder = write_folder(tmp_path / "mine", files, zipped=True)
     assert "--transpose" in load(folder).warning
     dataset = load(folder, transpose=True)
     assert dataset.warning is None and any("--transpose" in note for note in dataset.notes)
-    np.testing.assert_array_equal(dataset.train_images, arrays[0].swapaxes(1, 2))
+    np.testing.assert_array_equal(dataset.train_images, make_arrays()["x_train"].swapaxes(1, 2))
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():

@@ -199,11 +199,11 @@ def test_names_are_taken_apart(name, dataset, role):
 
 
 def test_validation_images_of_the_data_itself(tmp_path):
-    dataset = load(keys("train_images", "train_labels", "test_images", "test_labels", val_images=T)(tmp_path))
-    np.testing.assert_array_equal(dataset.validation_images, T)
-    pictures("train", "test")(tmp_path / "p")
-    pictures("train", "val")(tmp_path / "p")
-    np.testing.assert_array_equal(load(tmp_path / "p").validation_images, T)
+    keys("train_images", "train_labels", "test_images", "test_labels", val_images=T)(tmp_path / "npz")
+    for part in ("test", "val"):
+        pictures("train", part)(tmp_path / "pictures")
+    for folder in ("npz", "pictures"):
+        np.testing.assert_array_equal(load(tmp_path / folder).validation_images, T)
 
 
 @pytest.mark.parametrize(
