@@ -1,5 +1,6 @@
 """The code in docs/elsewhere.md runs, and what it gives is what Keras gives."""
 
+import contextlib
 import re
 import shutil
 
@@ -20,31 +21,31 @@ def run(section: str, names: dict) -> None:
     exec("".join(re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL)), names)
 
 
-@pytest.fixture
-def names(here) -> dict:
-    """What the code of the first section defines, in a folder of its own with the shipped model."""
-    shutil.copytree(SHIPPED, here / "checkpoints" / "pretrained")
-    names = {}
-    run("Keras alone", names)
+@pytest.fixture(scope="module")
+def keras_alone(tmp_path_factory) -> dict:
+    """What the code of the first section defines, in a folder with the shipped model."""
+    folder, names = tmp_path_factory.mktemp("project"), {}
+    shutil.copytree(SHIPPED, folder / "checkpoints" / "pretrained")
+    with contextlib.chdir(folder):
+        run("Keras alone", names)
     return names
 
 
-def test_keras_alone_draws_from_the_learned_prior(names):
+def test_keras_alone_draws_from_the_learned_prior(keras_alone):
     """The latent vectors are as probable as those that generator.py draws."""
     prior = Run.find(str(SHIPPED)).load_prior(24)
     wanted = prior.log_prob(prior.draw(np.random.default_rng(0), 1000, 1.0)).mean()
-    assert prior.log_prob(names["z"]).mean() == pytest.approx(wanted, abs=2)
-    assert names["images"].shape == (100, 28, 28)
-    assert names["mean"].shape == names["log_var"].shape == (100, 24)
+    assert prior.log_prob(keras_alone["z"]).mean() == pytest.approx(wanted, abs=2)
+    assert keras_alone["images"].shape == (100, 28, 28)
+    assert keras_alone["mean"].shape == keras_alone["log_var"].shape == (100, 24)
 
 
 @pytest.mark.parametrize("section", NEEDED)
-def test_exported_halves_agree_with_keras(section, names):
+def test_exported_halves_agree_with_keras(section, keras_alone, here):
     for package in NEEDED[section]:
         pytest.importorskip(package, reason=f"{section} needs {package}")
-    mean, log_var = names.pop("mean"), names.pop("log_var")
-    digits = names["decoder"].predict(mean, verbose=0)
-    names["mean"] = mean
+    names = {name: value for name, value in keras_alone.items() if name != "log_var"}  # the section defines it
     run(section, names)
-    for name, wanted in {"mean": mean, "log_var": log_var, "digits": digits}.items():
+    digits = keras_alone["decoder"].predict(keras_alone["mean"], verbose=0)
+    for name, wanted in {"mean": keras_alone["mean"], "log_var": keras_alone["log_var"], "digits": digits}.items():
         np.testing.assert_allclose(names[name], wanted, atol=1e-4, err_msg=name)
