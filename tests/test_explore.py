@@ -12,6 +12,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, finish, refuse
 from keras import Input, Model, layers
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.actions.pointer_input import PointerInput
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 import explore
 from model import logits_of
@@ -48,8 +54,6 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, condition: str, *arguments) -> None:
-        from selenium.webdriver.support.wait import WebDriverWait
-
         WebDriverWait(self.driver, 120, poll_frequency=0.05).until(lambda _: self.run(condition, *arguments))
 
     def find(self, name: str):
@@ -71,9 +75,6 @@ class Browser:
 
     def trace(self, name: str, points: list, kind: str = "mouse", press: bool = True) -> None:
         """Move a pointer of that kind over points (in the unit square of an element), pressed or not."""
-        from selenium.webdriver.common.actions.action_builder import ActionBuilder
-        from selenium.webdriver.common.actions.pointer_input import PointerInput
-
         element = self.find(name)
         self.run("arguments[0].scrollIntoView({ block: 'center' })", element)
         box = self.run("return arguments[0].getBoundingClientRect().toJSON()", element)
@@ -90,8 +91,6 @@ class Browser:
         self.settle()
 
     def press(self, name: str, *keys: str) -> None:
-        from selenium.webdriver.common.keys import Keys
-
         self.find(name).send_keys(*(getattr(Keys, key) for key in keys))
         self.settle()
 
@@ -105,9 +104,6 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def chromium():
-    pytest.importorskip("selenium", reason="the browser is driven by selenium: pip install selenium")
-    from selenium import webdriver
-
     paths = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
     path, driver = next(filter(None, paths), None), shutil.which("chromedriver")
     if path is None or driver is None:
@@ -533,9 +529,6 @@ def test_pad_undoes_clears_and_has_a_keyboard(shipped):
     shipped.find("#undo").click()
     assert shipped.run(hidden) is False
     before = shipped.z
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
     shipped.run("document.getElementById('pad').focus()")
     ActionChains(shipped.driver).key_down(Keys.SHIFT).send_keys(*[Keys.ARROW_DOWN] * 9).key_up(Keys.SHIFT).perform()
     shipped.settle()
