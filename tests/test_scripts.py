@@ -1,5 +1,6 @@
-"""The three command lines: what they print, what they save, what they refuse, and that it can be repeated."""
+"""The command lines: what they print, what they save, what they refuse, and that it can be repeated."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -11,14 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, SMALL_RUN, finish, full_disk, refuse, snapshot, start
-from helpers import FIELDS
 from PIL import Image
 
 import evaluate
@@ -79,6 +78,7 @@ FLAGS = {
     "generator.py": "checkpoint count columns digit label scale seed output arrays interpolate manifold reconstruct "
     "from dataset data transpose",
     "evaluate.py": "checkpoint dataset data transpose binarize importance-samples images arrays figures seed json",
+    "explore.py": "checkpoint dataset data transpose output no-open",
 }
 
 
@@ -107,9 +107,6 @@ def test_what_cannot_be_done_is_said_at_once_in_one_line(command, status, words,
 
 
 WRONG = [
-    "main.py --epochs 0",
-    "main.py --learning-rate",
-    "main.py --nonsense",
     "main.py nonsense",
     "generator.py --count 1000001",
     "generator.py --scale nan",
@@ -117,13 +114,12 @@ WRONG = [
     "generator.py --digit ²",
     "generator.py --manifold --reconstruct",
     "evaluate.py --images 0",
-    "evaluate.py --jsonl",
 ]
 
 
 @pytest.mark.parametrize("command", WRONG)
 def test_a_wrong_flag_is_one_line_with_status_2(command, monkeypatch, capsys):
-    script, *arguments = shlex.split(command)
+    script, *arguments = command.split()
     monkeypatch.setattr(sys, "argv", [str(ROOT / script)])
     with pytest.raises(SystemExit) as caught:
         {"main.py": main, "generator.py": generator, "evaluate.py": evaluate}[script].main(arguments)
@@ -232,12 +228,9 @@ def test_a_run_has_the_promised_files_and_a_history_that_adds_up(small_run):
 def test_the_config_of_a_run_says_all_about_it(small_run):
     config, last = read_config(small_run.folder), history_of(small_run.folder)[-1]
     assert config["settings"] == vars(settings.complete(main.parse(SMALL_RUN))) | {"components": 30}
-    counts = {"train_images": 1500, "validation_images": 0, "test_images": 297, "image_size": [28, 28]}
-    counts["label_names"] = None
-    assert (
-        config["dataset"]
-        == {"name": "digits", "sha256": data.load(data.Options("digits")).sha256, "warning": None} | counts
-    )
+    sha256 = data.load(data.Options("digits")).sha256
+    dataset = {"name": "digits", "sha256": sha256, "label_names": None, "warning": None, "image_size": [28, 28]}
+    assert config["dataset"] == dataset | {"train_images": 1500, "validation_images": 0, "test_images": 297}
     assert {"python", "keras", "numpy", config["backend"]} == set(config["versions"])
     assert (config["epochs_done"], config["parameters"], config["taken_further"]) == (2, 883312, [])
     assert len(config["activity"]) == 3 and min(config["activity"]) > 0
@@ -259,17 +252,56 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     return arrays | {name: np.asarray(Image.open(folder / name)) for name in figures}
 
 
-def test_a_run_that_is_killed_and_resumed_is_the_run_without_a_break(small_run, run_copy, root, here, monkeypatch):
+def interrupt_second_epoch(*arguments: str) -> tuple[int, str]:
+    """Press Ctrl-C in the second epoch of the small run; return its status, and what its terminal has shown.
+
+    Windows has no such terminals: there the run is killed.
+    """
+    terminal, end = open_terminal() if os.name == "posix" else (None, subprocess.DEVNULL)
+    options = {"stdout": subprocess.PIPE, "stderr": end, "start_new_session": True}
+    with start("main.py", *SMALL_RUN, *arguments, **options) as process:
+        try:  # the line of an epoch does not wait in a buffer
+            assert any(line.startswith("|--- Epoch: 1/2 ") for line in process.stdout)
+            process.send_signal(signal.SIGTERM if terminal is None else signal.SIGINT)
+            process.wait(60)
+        finally:
+            process.kill()
+    return process.returncode, "" if terminal is None else read_terminal(terminal, end)
+
+
+def open_terminal() -> tuple[int, int]:
+    """Open a terminal of 150 columns; its second end is for a process to write to."""
+    import pty
+    import termios
+
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (40, 150))
+    return terminal, end
+
+
+def read_terminal(terminal: int, end: int) -> str:
+    """Return what was written to a terminal, and close it."""
+    os.set_blocking(terminal, False)
+    text = b""
+    with contextlib.suppress(BlockingIOError):  # there is no more
+        while part := os.read(terminal, 10_000):
+            text += part
+    os.close(terminal)
+    os.close(end)
+    return text.decode(errors="replace")
+
+
+def test_a_run_that_is_interrupted_and_resumed_is_the_run_without_a_break(small_run, run_copy, root, here, monkeypatch):
     """The same to the last bit: with dropout, binary pixels, and the schedule of the learning rate."""
     from vae import batches, fast
 
-    folder = root / "killed"
-    process = start("main.py", *SMALL_RUN, "--name", "killed", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:  # the line of an epoch does not wait in a buffer
-        assert any(line.startswith("|--- Epoch: 1/2 ") for line in iter(process.stdout.readline, ""))
-    finally:
-        process.kill()
-        process.communicate()
+    folder = root / "mine"
+    status, shown = interrupt_second_epoch("--name", "mine")
+    if os.name == "posix":
+        assert status == 130 and "Traceback" not in shown
+        assert shown.rstrip().endswith(f"main.py: interrupted; go on with: python main.py --resume {folder}")
+        bar = r"Epoch 1/2: [^\r\n]*\d+/48 \[\d\d:\d\d<[\d:]+, .*general=[\d.]+, reconstruction=[\d.]+, kl=[\d.]+"
+        assert re.search(bar, shown)
     assert (read_config(folder)["finished"], len(history_of(folder))) == (None, 1)
     assert Run.find(None).folder == run_copy
 
@@ -312,7 +344,8 @@ def test_a_finished_run_has_nothing_left_to_do(run_copy, here, capsys):
 
 def test_a_loss_that_is_not_finite_leaves_the_run_that_was_to_be_overwritten(run_copy, here):
     before = snapshot(run_copy)
-    message = refuse(main.main, [*SMALL_RUN, "--learning-rate", "1e30", "--name", run_copy.name, "--overwrite"])
+    flags = [*SMALL, "--network", "dense", "--learning-rate", "1e30", "--name", run_copy.name, "--overwrite"]
+    message = refuse(main.main, flags)
     assert "finite in epoch 1" in message and "nothing was saved" in message and "--learning-rate" in message
     assert snapshot(run_copy) == before
 
@@ -343,86 +376,53 @@ def test_the_model_is_built_as_the_settings_say(here, monkeypatch):
     np.testing.assert_allclose([float(rate(step)) for step in (0, 1, 60.5, 120)], [0, 0.01, 0.005, 0], atol=1e-6)
 
 
-def test_own_images_few_as_they_are_go_all_the_way(root, here, monkeypatch, capsys):
-    """Most labels come once. The path to the images is relative."""
+@pytest.fixture
+def hostile(tmp_path) -> dict[str, str]:
+    """An environment in which each file or variable has stopped a program of this kind."""
+    (tmp_path / "user").mkdir()
+    keras_json = {"image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.1, "backend": "theano"}
+    (tmp_path / "user" / "keras.json").write_text(json.dumps(keras_json))
+    (tmp_path / "user" / "matplotlibrc").write_text("text.usetex: True\nbackend: Qt5Agg\n")
+    environment = os.environ | {name: str(tmp_path / "user") for name in ("KERAS_HOME", "MPLCONFIGDIR")}
+    environment |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
+    if environment.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+        environment["KERAS_BACKEND"] = "TensorFlow"
+    return environment
+
+
+def test_own_images_few_as_they_are_go_all_the_way(root, here, hostile, monkeypatch, capsys, spies):
+    """In an environment that takes ASCII only. Most labels come once, and --digit 10 is not a one and a nought."""
     images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
-    np.savez("My own.npz", x_train=images, y_train=[*range(10), 9, 9], x_test=images[:3], y_test=[0, 1, 2])
-    arguments = [*SMALL[2:], "--epochs", "1", "--batch-size", "5", "--precision", "mixed_bfloat16"]
-    main.main([*arguments, "--data", "My own.npz"])
-    folder = root / "standard-My-own-001"
-    assert names_in(folder) == PROMISED
+    np.savez("My 数.npz", x_train=images, y_train=[*range(11), 10], x_test=images[:3], y_test=[0, 1, 2])
+    flags = [*SMALL[2:], "--epochs", "1", "--batch-size", "5", "--precision", "mixed_bfloat16"]
+    done = finish("main.py", *flags, "--data", "My 数.npz", env=hostile)
+    assert (done.returncode, done.stderr) == (0, "") and "My \\u6570.npz" in done.stdout
+    folder = root / "standard-My-001"
+    assert names_in(folder) == PROMISED and read_config(folder)["finished"]
+
     (here / "elsewhere").mkdir()
-    monkeypatch.chdir(here / "elsewhere")
+    monkeypatch.chdir(here / "elsewhere")  # the path to the images was relative
     measured, _ = measure(capsys, "--importance-samples", "2")
     assert (measured["images"], measured["checkpoint"]) == (3, str(folder))
     np.savez("one.npz", x_train=images, x_test=images[:1])
     measured, said = measure(capsys, "--data", "one.npz", "--importance-samples", "2")
     assert measured["images"] == 1 and "not the images that the model was trained on" in said
-    generator.main(["--digit", "7", "--count", "2"])
 
-
-LAYOUTS = ("plain", "rows of floats", "kmnist", "csv", "png")
-
-
-@pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR does not name a folder with the files of MNIST")
-def test_the_same_images_train_to_the_same_losses_in_every_layout(root, here):
-    mnist = data.load(data.Options(data=os.environ["MNIST_DIR"]))
-    arrays = {"x_train": mnist.train_images[:600], "y_train": mnist.train_labels[:600]}
-    arrays |= {"x_test": mnist.test_images[:200], "y_test": mnist.test_labels[:200]}
-    for layout in LAYOUTS:
-        write_layout(here / layout, layout, arrays)
-    loaded = [data.load(data.Options(data=layout)) for layout in LAYOUTS]
-    for dataset in loaded:
-        assert dataset.sha256 == loaded[0].sha256
-        for given, name in zip(arrays.values(), FIELDS, strict=True):
-            np.testing.assert_array_equal(getattr(dataset, name), given)
-    for layout in ("plain", "png"):
-        main.main([*SMALL_RUN[2:], "--epochs", "1", "--data", layout, "--name", layout])
-    plain, png = (history_of(root / layout)[0] for layout in ("plain", "png"))
-    assert {name: plain[name] for name in plain if "loss" in name} == {
-        name: png[name] for name in png if "loss" in name
-    }
-
-
-def write_layout(folder: Path, layout: str, arrays: dict[str, np.ndarray]) -> None:
-    """Write images and labels as people have them."""
-    folder.mkdir()
-    if layout == "plain":
-        np.savez(folder / "a.npz", **arrays)
-    elif layout == "rows of floats":
-        x, y = ({name: array for name, array in arrays.items() if name[0] == kind} for kind in "xy")
-        x = {name: array.reshape(-1, 784).astype(np.float32) for name, array in x.items()}
-        np.savez(folder / "a.npz", **x, **{name: np.eye(10)[array] for name, array in y.items()})
-    for part in ("train", "test"):
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if layout == "kmnist":
-            np.savez_compressed(folder / f"kmnist-{part}-imgs.npz", images)
-            np.savez_compressed(folder / f"kmnist-{part}-labels.npz", labels)
-        elif layout == "csv":
-            rows = np.column_stack([labels, images.reshape(-1, 784)])
-            names = ",".join(["label", *(f"pixel{i}" for i in range(784))])
-            np.savetxt(folder / f"{part}.csv", rows, "%d", ",", header=names, comments="")
-        elif layout == "png":
-            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                place = folder / part / str(label)
-                place.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(place / f"{number}.png")
-
-
-def test_labels_of_many_digits_are_named(root, here, spies):
-    """A run with the labels 0 to 29: --digit 12 is not a one and a two."""
-    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
-    np.savez("a.npz", x_train=images, y_train=np.arange(60) % 30, x_test=images[:9], y_test=np.arange(9))
-    main.main([*SMALL[2:], "--epochs", "1", "--batch-size", "20", "--data", "a.npz", "--components", "60"])
-    assert re.match(
-        "--digit: this run has other labels .*name them with --label", refuse(generator.main, ["--digit", "12"])
-    )
-    assert "this run has the labels 0, 1, 2" in refuse(generator.main, ["--label", "12,30"])
-    generator.main(["--label", "12,3", "--columns", "4", "--seed", "1"])
-    prior = Run.find(None).load_prior(3)
-    rng = np.random.default_rng(1)
-    for z, label in zip(spies[-1].given, (12, 3), strict=True):
+    words = "--digit: this run has other labels .*name them with --label"
+    assert re.match(words, refuse(generator.main, ["--digit", "10"]))
+    assert "this run has the labels 0, 1, 2" in refuse(generator.main, ["--label", "10,30"])
+    generator.main(["--label", "10,3", "--columns", "4", "--seed", "1"])
+    prior, rng = Run.find(None).load_prior(3), np.random.default_rng(1)
+    for z, label in zip(spies[-1].given, (10, 3), strict=True):
         np.testing.assert_array_equal(z, prior.draw_label(rng, 4, 1.0, label))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of Unix closes the streams")
+def test_a_script_does_not_need_streams(run_copy, tmp_path, hostile):
+    """A service may have none."""
+    command = shlex.join([sys.executable, str(ROOT / "generator.py")])
+    done = subprocess.run(["sh", "-c", f"exec {command} <&- >&- 2>&-"], cwd=tmp_path, env=hostile, timeout=300)
+    assert done.returncode == 0 and Image.open(tmp_path / "generated_images.png").size == (862, 862)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says it in files")
@@ -435,7 +435,7 @@ def test_open_files_and_memory_do_not_grow_with_the_epochs(root, here, monkeypat
         found.append((len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
 
     monkeypatch.setattr(Run, "save_epoch", save)
-    main.main([*SMALL, "--epochs", "9"])
+    main.main([*SMALL, "--network", "dense", "--epochs", "9"])
     files_open, memory = zip(*found, strict=True)
     assert len(set(files_open[1:])) == 1 and memory[-1] - memory[3] < 20  # MiB; a copy of the data set is 4.5
 
@@ -449,14 +449,15 @@ def test_all_at_once_without_network(root, here, tmp_path, monkeypatch, capsys):
     for name in ("loss_curves", "reconstructions"):
         draw = getattr(plots, name)
         monkeypatch.setattr(plots, name, lambda *given, draw=draw: titles.append(given[-1]) or draw(*given))
-    flags = ["--validation-split", "0.2", "--likelihood", "gaussian", "--variance", "0.05", "--save-reconstructions"]
-    main.main([*SMALL[2:], "--epochs", "1", *flags])
-    folder, log = root / "standard-digits-001", capsys.readouterr()
+    flags = [*SMALL[2:], "--network", "dense", "--epochs", "1", "--validation-split", "0.2", "--save-reconstructions"]
+    main.main([*flags, "--likelihood", "gaussian", "--variance", "0.05"])
+    folder, log = root / "dense-digits-001", capsys.readouterr()
+    assert names_in(folder) == PROMISED - {"prior.npz"} | {"reconstructions.npz"}  # N(0, I) needs no file
 
     # Nobody can miss that these are not MNIST's digits.
     assert "!" * 80 in log.err and "MNIST is unavailable" in log.err and "digits of scikit-learn replace it" in log.err
     assert re.search(r"^dataset =  digits \(.*; MNIST is unavailable\)$", log.out, re.MULTILINE)
-    assert [title.startswith("standard on digits, as MNIST is unavailable") for title in titles] == [True, True]
+    assert [title.startswith("dense on digits, as MNIST is unavailable") for title in titles] == [True, True]
     config = read_config(folder)
     assert "MNIST" in config["dataset"]["warning"] and config["settings"]["dataset"] is None
     assert "--dataset mnist" in refuse(main.main, [*SMALL[2:], "--dataset", "mnist"])
@@ -486,53 +487,18 @@ def test_all_at_once_without_network(root, here, tmp_path, monkeypatch, capsys):
     assert len(drawn) == 100 and {image.tobytes() for image in drawn} <= saved
 
 
-def test_on_a_terminal_a_bar_is_below_the_epochs_and_ctrl_c_ends_well(root):
-    pty, termios = (pytest.importorskip(name, reason="Windows has no such terminals") for name in ("pty", "termios"))
-    terminal, end = pty.openpty()
-    termios.tcsetwinsize(end, (40, 150))
-    arguments = [*SMALL_RUN, "--epochs", "999", "--name", "mine"]
-    process = start("main.py", *arguments, stdin=end, stdout=end, stderr=end, start_new_session=True)
-    os.close(end)
-    text, deadline, signalled = "", time.monotonic() + 240, False
-    try:
-        while part := read_from(terminal):
-            assert time.monotonic() < deadline, text
-            text += part
-            if "Epoch 2/999" in text and not signalled:
-                process.send_signal(signal.SIGINT)
-                signalled = True
-        process.wait(60)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(terminal)
-    assert process.returncode == 130 and "Traceback" not in text
-    assert text.rstrip().endswith(f"main.py: interrupted; go on with: python main.py --resume {root / 'mine'}")
-    bar = r"Epoch \d+/999: [^\r\n]*\d+/23976 \[\d\d:\d\d<[\d:]+, .*general=[\d.]+, reconstruction=[\d.]+, kl=[\d.]+"
-    assert re.search(bar, text) and re.search(r"\|--- Epoch:   1/999 \t---> General loss: [^\r\n]* s\r\n", text)
-    assert read_config(root / "mine")["finished"] is None and len(history_of(root / "mine")) >= 1
-
-
-def read_from(terminal: int) -> str:
-    try:
-        return os.read(terminal, 10_000).decode(errors="replace")
-    except OSError:  # nothing has the terminal's other end open any more
-        return ""
-
-
 # Generating
 
 
-def test_generator_draws_a_hundred_digits(run_copy, tmp_path):
-    done = finish("generator.py", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+def test_generator_draws_a_hundred_digits(run_copy, here, capsys):
+    generator.main([])
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "----- Decoder -----" and lines[1].startswith("z: ")
     assert lines[-3] == f"-> Checkpoints are restored from {run_copy}"
     source = r"digits from the learned prior, scale 1, seed \d+"
     assert re.fullmatch(rf"-> Generation is started\. \({source}\)", lines[-2])
     assert lines[-1] == "-> Generated images are saved in generated_images.png"
-    with Image.open(tmp_path / "generated_images.png") as picture:
+    with Image.open("generated_images.png") as picture:
         assert (picture.mode, picture.size) == ("L", (862, 862))
         grid = np.asarray(picture)
     digits = grid[2:, 2:].reshape(10, 86, 10, 86)[:, :84, :, :84]
@@ -555,11 +521,11 @@ class Spy:
 
 @pytest.fixture
 def spies(monkeypatch) -> list[Spy]:
-    """The decoders that the generator restores from here on."""
+    """The decoders that are restored from here on."""
     spies, load_decoder = [], Run.load_decoder
 
-    def load(self):
-        spies.append(Spy(load_decoder(self)))
+    def load(self, *image_shape):
+        spies.append(Spy(load_decoder(self, *image_shape)))
         return spies[-1]
 
     monkeypatch.setattr(Run, "load_decoder", load)
@@ -580,8 +546,7 @@ def test_latent_vectors_come_from_the_prior_in_batches(run_copy, here, spies, ca
     np.testing.assert_array_equal(grid, plots.tile([images[:400]], (400, 28, 28), 20))
 
 
-@pytest.mark.parametrize("flags", [["--digit", "5"], []])
-def test_the_printed_seed_gives_the_same_digits_and_no_seed_gives_others(run_copy, here, capsys, flags):
+def test_the_printed_seed_gives_the_same_digits_and_no_seed_gives_others(run_copy, here, capsys):
     def draw(*arguments) -> tuple[np.ndarray, str]:
         generator.main(["--count", "9", "--arrays", "a.npz", "--output", "g.png", *arguments])
         (seed,) = re.findall(r"seed (\d+)\)", capsys.readouterr().out)
@@ -705,24 +670,38 @@ def test_a_full_disk_leaves_the_old_pictures(run_copy, here):
 # Measuring
 
 
-def test_evaluate_prints_one_json_object(small_run, here, capsys):
-    folder = str(small_run.folder)
-    measured, said = measure(capsys, "--checkpoint", folder, *FEW)
+def test_evaluate_prints_the_same_metrics_as_json_and_for_people(small_run, here, capsys):
+    flags = ["--checkpoint", str(small_run.folder), *FEW]
+    measured, said = measure(capsys, *flags)
     assert said == (
-        f"-> Checkpoints are restored from {folder}\n"
+        f"-> Checkpoints are restored from {small_run.folder}\n"
         "-> 297 test images of digits (embedded in scikit-learn), binary pixels\n"
     )
     names = "general_loss reconstruction_loss kl_loss standard_error nll nll_standard_error nll_images "
     names += "importance_samples active_units latent_dim label_accuracy parameters irreducible_loss images checkpoint"
     assert list(measured) == names.split()
-    counts = [measured[name] for name in ("images", "nll_images", "importance_samples", "latent_dim")]
-    assert (counts, measured["checkpoint"]) == ([297, 20, 2, 3], folder)
-    assert measured["general_loss"] == pytest.approx(measured["reconstruction_loss"] + measured["kl_loss"], rel=1e-6)
+    counts = [measured[name] for name in ("images", "nll_images", "importance_samples", "latent_dim", "parameters")]
+    assert (counts, measured["checkpoint"]) == ([297, 20, 2, 3, 883312], str(small_run.folder))
     last = history_of(small_run.folder)[-1]
     for name in LOSSES:  # other binary pixels, other posterior samples
         assert measured[name] == pytest.approx(last[f"test_{name}"], rel=0.05)
     assert measured["nll"] == pytest.approx(measured["general_loss"], rel=0.1)
-    assert measured["parameters"] == 883312 and 0 < measured["label_accuracy"] < 1
+    assert 0 < measured["label_accuracy"] < 1
+
+    evaluate.main(flags)
+    lines = dict(re.split(r": +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
+    m = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in measured.items()}
+    unit = "nats per image"
+    assert lines == {
+        "General loss (negative ELBO)": f"{m['general_loss']} ± {m['standard_error']} {unit}",
+        "Reconstruction loss": f"{m['reconstruction_loss']} {unit}",
+        "KL-divergence loss": f"{m['kl_loss']} {unit}",
+        "Negative log-likelihood": f"{m['nll']} ± {m['nll_standard_error']} {unit} (2 importance samples, 20 images)",
+        "Irreducible part": f"{m['irreducible_loss']} {unit} (the loss of an image that is decoded exactly)",
+        "Active units": f"{m['active_units']} of 3 latent dimensions",
+        "Parameters": "883,312",
+        "Labels": f"{measured['label_accuracy']:.2%} right, by p(label | z); training sees no label",
+    }
 
 
 def test_arrays_have_the_codes_and_losses_of_each_image(small_run, here, monkeypatch, capsys):
@@ -778,40 +757,21 @@ def test_arrays_of_images_without_labels_replace_a_file_and_a_full_disk_leaves_i
         assert words in refuse(evaluate.main, ["--arrays", place])
 
 
-def test_the_hundred_strangest_images_are_drawn(small_run, here, monkeypatch):
+def test_the_latent_space_and_the_hundred_strangest_images_are_drawn(small_run, here, monkeypatch, capsys):
     shown = []
     draw = plots.strangest_images
     monkeypatch.setattr(plots, "strangest_images", lambda *given: shown.extend(given) or draw(*given))
-    evaluate.main(["--checkpoint", str(small_run.folder), "--figures", ".", "--arrays", "a.npz", *FEW])
+    flags = ["--checkpoint", str(small_run.folder), *FEW]
+    evaluate.main([*flags, "--figures", ".", "--arrays", "a.npz"])
+    names = ["latent_map.png", "latent_dimensions.png", "strangest_images.png"]
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == names
+    assert all(min(Image.open(name).size) > 300 for name in names)
     images, losses, title = shown
     all_losses, all_images = np.load("a.npz")["general_loss"], data.load(data.Options("digits")).test_images
     np.testing.assert_array_equal(losses, np.sort(all_losses)[::-1][:100])
     np.testing.assert_array_equal(images[0], to_pixels(all_images[all_losses.argmax()][None])[0])
     assert images.shape == (100, 28, 28)
     assert title == "standard on digits: the 100 strangest test images, row by row"
-
-
-def test_evaluate_prints_the_same_metrics_for_people_and_draws_the_latent_space(small_run, here, capsys):
-    flags = ["--checkpoint", str(small_run.folder), *FEW]
-    measured, _ = measure(capsys, *flags)
-    evaluate.main([*flags, "--figures", "."])
-    printed = capsys.readouterr()
-    names = ["latent_map.png", "latent_dimensions.png", "strangest_images.png"]
-    assert [line.split()[-1] for line in printed.err.splitlines()] == names
-    assert all(min(Image.open(name).size) > 300 for name in names)
-    lines = dict(re.split(r": +", line, maxsplit=1) for line in printed.out.splitlines()[2:])
-    m = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in measured.items()}
-    unit = "nats per image"
-    assert lines == {
-        "General loss (negative ELBO)": f"{m['general_loss']} ± {m['standard_error']} {unit}",
-        "Reconstruction loss": f"{m['reconstruction_loss']} {unit}",
-        "KL-divergence loss": f"{m['kl_loss']} {unit}",
-        "Negative log-likelihood": f"{m['nll']} ± {m['nll_standard_error']} {unit} (2 importance samples, 20 images)",
-        "Irreducible part": f"{m['irreducible_loss']} {unit} (the loss of an image that is decoded exactly)",
-        "Active units": f"{m['active_units']} of 3 latent dimensions",
-        "Parameters": "883,312",
-        "Labels": f"{measured['label_accuracy']:.2%} right, by p(label | z); training sees no label",
-    }
     message = refuse(evaluate.main, [*flags, "--figures", "nowhere"])
     assert "--figures nowhere: no such folder; make it first" in message
 
@@ -828,42 +788,6 @@ def test_halves_that_do_not_fit_together(run_copy, here):
     decoder.get_layer("logits").name = "other"
     decoder.save(run_copy / "decoder.keras")
     assert "it has no logits" in refuse(evaluate.main, ["--checkpoint", str(run_copy), *FEW])
-
-
-# What the environment holds
-
-
-@pytest.fixture
-def hostile(tmp_path) -> dict[str, str]:
-    """An environment in which each file or variable has stopped a program of this kind."""
-    (tmp_path / "user").mkdir()
-    keras_json = {"image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.1, "backend": "theano"}
-    (tmp_path / "user" / "keras.json").write_text(json.dumps(keras_json))
-    (tmp_path / "user" / "matplotlibrc").write_text("text.usetex: True\nbackend: Qt5Agg\n")
-    environment = os.environ | {name: str(tmp_path / "user") for name in ("KERAS_HOME", "MPLCONFIGDIR")}
-    environment |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
-    if environment.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
-        environment["KERAS_BACKEND"] = "TensorFlow"
-    return environment
-
-
-@pytest.mark.skipif(os.name != "posix", reason="a shell of Unix closes the streams")
-def test_the_scripts_do_not_depend_on_what_the_environment_holds(root, tmp_path, hostile, run_copy):
-    """Without streams (as under a service), and where the streams take ASCII only."""
-    images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
-    np.savez(tmp_path / "数.npz", x_train=images, y_train=np.arange(12) % 3, x_test=images, y_test=np.arange(12) % 3)
-    flags = (*SMALL[2:], "--batch-size", "5", "--epochs", "1", "--data", "数.npz", "--name", "a")
-    done = finish("main.py", *flags, cwd=tmp_path, env=hostile)
-    assert (done.returncode, done.stderr) == (0, "") and "\\u6570.npz" in done.stdout
-    assert names_in(root / "a") == PROMISED and read_config(root / "a")["finished"]
-
-    done = finish("evaluate.py", "--checkpoint", run_copy, "--figures", ".", *FEW, cwd=tmp_path, env=hostile)
-    assert done.returncode == 0, done.stderr
-    assert "\\xb1" in done.stdout and Path(tmp_path, "latent_map.png").exists()
-
-    command = shlex.join([sys.executable, str(ROOT / "generator.py"), "--checkpoint", str(run_copy)])
-    done = subprocess.run(["sh", "-c", f"exec {command} <&- >&- 2>&-"], cwd=tmp_path, env=hostile, timeout=300)
-    assert done.returncode == 0 and Image.open(tmp_path / "generated_images.png").size == (862, 862)
 
 
 # Keras's other backends
@@ -894,19 +818,14 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 import keras, numpy as np
 
 assert not any(map(importlib.util.find_spec, ("model", "vae", "main")))
-folder, images, count, samples = sys.argv[1], np.load(sys.argv[2]), *map(int, sys.argv[3:])
+folder, x, samples = sys.argv[1], np.load(sys.argv[2]), int(sys.argv[3])
 encoder, decoder = (keras.saving.load_model(f"{folder}/{half}.keras") for half in ("encoder", "decoder"))
-mean, log_var = (part.astype(np.float64) for part in encoder.predict(images, verbose=0))
+mean, log_var = (part.astype(np.float64) for part in encoder.predict(x, verbose=0))
+prior = np.load(f"{folder}/prior.npz")
+rng = np.random.default_rng(1)
 
-def decode(x, m, v, seed):
-    z = m + np.exp(v / 2) * np.random.default_rng(seed).standard_normal(m.shape)
-    p = np.clip(decoder.predict(z.astype(np.float32), verbose=0).astype(np.float64), 1e-9, 1 - 1e-7)
-    return z, (x * np.log(p) + (1 - x) * np.log(1 - p)).sum(axis=(1, 2))
-
-# log sum_m w_m N(z; mean_m, F_m F_m^T), each density with its constants; N(0, I) without a learned prior
+# log sum_m w_m N(z; mean_m, F_m F_m^T), each density with its constants
 def log_prior(z):
-    if not learned:
-        return normal(z, 0, np.zeros_like(z))
     total = np.full(len(z), -np.inf)
     for w, m, f in zip(prior["weights"], prior["means"], prior["factors"].astype(np.float64)):
         off = np.linalg.solve(f, (z - m).T)
@@ -914,50 +833,43 @@ def log_prior(z):
                              - 0.5 * len(m) * np.log(2 * np.pi))
     return total
 
-normal = lambda z, mu, log_s2: -0.5 * ((z - mu) ** 2 / np.exp(log_s2) + log_s2 + np.log(2 * np.pi)).sum(axis=1)
-learned = json.load(open(f"{folder}/config.json"))["settings"].get("prior") == "mixture"
-prior = np.load(f"{folder}/prior.npz") if learned else None
-z, log_likelihood = decode(images, mean, log_var, 1)
-reconstruction = -log_likelihood.mean()
-kl = (mean ** 2 + np.exp(log_var) - log_var - 1).sum(axis=1).mean() / 2
-if learned:
-    kl = -0.5 * (log_var + 1 + np.log(2 * np.pi)).sum(axis=1).mean() - log_prior(z).mean()
-found = {"general_loss": reconstruction + kl, "reconstruction_loss": reconstruction, "kl_loss": kl}
-found["active_units"] = int((mean.var(axis=0) > 0.01).sum())
-
-# log p(x) ~ log mean p(x|z) p(z) / q(z|x), each density with its constants
-chosen = np.random.default_rng(0).permutation(len(images))[:count]  # as evaluate.py does
-x, m, v = images[chosen], mean[chosen], log_var[chosen]
-weights = []
-for k in range(samples):
-    z, log_likelihood = decode(x, m, v, [2, k])
-    weights.append(log_likelihood + log_prior(z) - normal(z, m, v))
-found["nll"] = -np.mean(np.logaddexp.reduce(weights, axis=0) - np.log(samples))
+log_likelihoods, log_ratios = [], []  # log p(x|z) and log p(z) / q(z|x)
+for _ in range(samples):
+    epsilon = rng.standard_normal(mean.shape)
+    z = mean + np.exp(log_var / 2) * epsilon
+    p = np.clip(decoder.predict(z.astype(np.float32), verbose=0).astype(np.float64), 1e-9, 1 - 1e-7)
+    log_likelihoods.append((x * np.log(p) + (1 - x) * np.log(1 - p)).sum(axis=(1, 2)))
+    log_ratios.append(log_prior(z) + 0.5 * (epsilon ** 2 + log_var + np.log(2 * np.pi)).sum(axis=1))
+found = {"reconstruction_loss": -np.mean(log_likelihoods), "kl_loss": -np.mean(log_ratios)}
+found["general_loss"] = found["reconstruction_loss"] + found["kl_loss"]
+log_weights = np.add(log_likelihoods, log_ratios)  # log p(x) ~ log mean p(x|z) p(z) / q(z|x)
+found["nll"] = -np.mean(np.logaddexp.reduce(log_weights, axis=0) - np.log(samples))
 print(json.dumps(found))
 """
 
 
 def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here, capsys):
-    """From its two `.keras` files and NumPy, in a process that cannot import this project. On MNIST if it is there."""
-    place = ["--data", os.environ["MNIST_DIR"]] if "MNIST_DIR" in os.environ else ["--dataset", "digits"]
-    measured, said = measure(capsys, *place, "--images", "200", "--importance-samples", "50")
+    """From its files, Keras and NumPy, in a process that cannot import this project. On MNIST if it is there."""
+    is_mnist = "MNIST_DIR" in os.environ
+    place = ["--data", os.environ["MNIST_DIR"]] if is_mnist else ["--dataset", "digits"]
+    measured, said = measure(capsys, *place, "--arrays", "a.npz", "--importance-samples", "10")
     assert f"-> Checkpoints are restored from {SHIPPED}\n" in said and "grey pixels" in said
-    assert ("not the images" in said) == (place[0] == "--dataset")
-    if place[0] == "--data":
+    assert ("not the images" in said) == (not is_mnist)
+    if is_mnist:
         assert [measured[loss] for loss in LOSSES] == pytest.approx(SHIPPED_LOSSES, abs=0.1)
         assert history_of(SHIPPED)[-1]["test_general_loss"] == pytest.approx(SHIPPED_LOSSES[0], abs=0.15)
         assert measured["active_units"] == SHIPPED_ACTIVE and measured["nll"] < SHIPPED_LIKELIHOOD
-        assert measured["label_accuracy"] == (SHIPPED_ACCURACY and pytest.approx(SHIPPED_ACCURACY, abs=0.003))
-    binary, said = measure(capsys, *place, *FEW, "--binarize")
-    assert binary["irreducible_loss"] == 0 < measured["irreducible_loss"] and "binary pixels" in said
+        assert measured["label_accuracy"] == pytest.approx(SHIPPED_ACCURACY, abs=0.003)
 
-    chosen = data.Options("digits") if place[0] == "--dataset" else data.Options(data=place[1])
-    np.save("x.npy", to_pixels(data.load(chosen).test_images))
-    command = [sys.executable, "-I", "-c", ELSEWHERE, SHIPPED, "x.npy", "200", "50"]
+    images = data.load(data.Options(data=place[1]) if is_mnist else data.Options("digits")).test_images
+    chosen = np.random.default_rng(0).permutation(len(images))[:1000]  # the likelihood was estimated on these
+    np.save("x.npy", to_pixels(images[chosen]))
+    command = [sys.executable, "-I", "-c", ELSEWHERE, SHIPPED, "x.npy", "10"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for metric, value in json.loads(done.stdout).items():
-        assert measured[metric] == pytest.approx(value, rel=0.004), metric
+    arrays = files.read_arrays(Path("a.npz"), "")
+    ours = {name: arrays[name][chosen].mean() for name in LOSSES} | {"nll": measured["nll"]}
+    assert json.loads(done.stdout) == pytest.approx(ours, abs=0.3)  # other posterior samples
 
 
 def test_a_run_is_restored_from_any_path_and_is_not_written_to(tmp_path, here, capsys):
