@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import full_disk, refuse, snapshot
+from helpers import to_npy, to_zip
 
 from vae import files
 
@@ -88,27 +89,13 @@ def test_arrays_are_read_and_a_missing_file_is_none(tmp_path):
     assert read_arrays(tmp_path / "missing.npz") is None
 
 
-def to_zip(**members: bytes) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, member in members.items():
-            archive.writestr(name, member)
-    return content.getvalue()
-
-
-def to_npz(array: list) -> bytes:
-    content = io.BytesIO()
-    np.savez(content, a=array)
-    return content.getvalue()
-
-
 NO_ARRAYS = {
     "nothing": b"",
     "half an archive": b"PK\3\4",
     "a text": to_zip(readme=b"hello"),
-    "strings": to_npz(["a text"]),
-    "truth values": to_npz([True]),
-    "complex numbers": to_npz([1j]),
+    "strings": to_zip(a=to_npy(np.array(["a text"]))),
+    "truth values": to_zip(a=to_npy(np.array([True]))),
+    "complex numbers": to_zip(a=to_npy(np.array([1j]))),
     "a header without end": to_zip(a=b"\x93NUMPY\2\0" + (2**28).to_bytes(4, "little") + b" " * 2**20),  # it took 3 GiB
 }
 

@@ -1,7 +1,5 @@
 """Every network: its layers and sizes as published, for images of any size, and what training and saving ask of it."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from keras import layers, ops
 import model
 from vae import networks
 from vae.networks import NETWORKS
-from vae.settings import read_settings
 
 PUBLISHED = {  # epochs, batch size, learning rate, hidden and latent dimensions, validation split; parameters
     "standard": (50, 100, 5e-3, 64, 24, 0, 1_102_932),
@@ -156,10 +153,6 @@ def test_results_are_float32_under_mixed_precision(name, images, plain_keras):
     for half in (encoder, decoder):
         assert any(layer.compute_dtype == "bfloat16" for layer in half.layers if layer.weights)
         assert all(variable.dtype == "float32" for variable in half.trainable_variables)
-
-
-def test_older_runs_call_softplus_posterior():
-    assert read_settings({"settings": {"network": "posterior"}}, Path("config.json")).network == "softplus"
 
 
 def test_a_seventh_network_is_one_function(monkeypatch):

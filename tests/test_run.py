@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import refuse, snapshot
-from filelock import FileLock
+from conftest import ROOT, refuse, snapshot
 from PIL import Image
 from tiny_runs import DATASET, IMAGES, Model, epochs_in, new, train, train_epoch, write_config
 
@@ -479,12 +480,27 @@ def test_ctrl_c_before_an_old_run_is_replaced_does_not_name_the_old_one(finished
 # Two processes
 
 
-def test_two_processes_do_not_train_in_one_folder(unfinished):
+HOLD = """
+import sys, time
+from pathlib import Path
+from vae import runs
+
+with runs.lock(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder_and_a_killed_one_frees_it(unfinished):
     before = snapshot(unfinished)
-    with FileLock(unfinished / ".lock"):
-        for one in (Run.resume(str(unfinished), {}), again("overwrite", unfinished)):
-            message = refuse(one.begin(Model(), DATASET).__enter__)
-            assert str(unfinished) in message and "another process trains there" in message
+    with subprocess.Popen([sys.executable, "-c", HOLD, unfinished], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"locked\n"
+            for one in (Run.resume(str(unfinished), {}), again("overwrite", unfinished)):
+                message = refuse(one.begin(Model(), DATASET).__enter__)
+                assert str(unfinished) in message and "another process trains there" in message
+        finally:
+            other.kill()
     assert snapshot(unfinished) == before
     train(Run.resume(str(unfinished), {}))
     (unfinished / ".lock").unlink()

@@ -161,8 +161,3 @@ def test_the_newest_unfinished_run_is_resumed_else_the_one_that_finished_last(ro
     with Run.resume(str(newer.folder), {}).begin(Model(), DATASET):  # it is in training at this moment
         assert Run.resume("", {}).folder == older.folder
     assert Run.resume(str(finished), {}).folder == finished
-
-
-def test_where_there_is_no_run_it_is_said(root, tmp_path):
-    assert "no run" in refuse(Run.resume, "", {})
-    assert "config.json" in refuse(Run.resume, str(tmp_path), {})

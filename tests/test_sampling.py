@@ -135,6 +135,12 @@ def test_a_label_that_is_never_sure_is_drawn_all_the_same(overlapping):
     assert overlapping.drawable_labels.tolist() == [0, 1] and not len(sampling.make_normal(2).drawable_labels)
 
 
+def test_a_label_without_weight_cannot_be_drawn(overlapping):
+    """Its vectors had no probabilities."""
+    without = replace(overlapping, weights=np.array([0, 1, 0], np.float32))
+    assert without.drawable_labels.tolist() == [1]
+
+
 # Reading
 
 
@@ -175,10 +181,9 @@ def test_arrays_that_do_not_fit_are_refused(overlapping):
     }
     with pytest.raises(UserError, match="for this decoder"):
         sampling.read_mixture(many, 2)
-    fewer = sampling.read_mixture(
-        {name: array[:1] * (1 if name != "weights" else count) for name, array in many.items()}, 2
-    )
-    assert fewer.is_normal and not fewer.labels.size
+    one = {"weights": np.ones(1), "means": np.zeros((1, 2)), "factors": np.eye(2)[None]}
+    found = sampling.read_mixture(one, 2)
+    assert found.is_normal and not found.labels.size
 
 
 # Walks and planes
