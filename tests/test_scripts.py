@@ -396,7 +396,8 @@ def test_own_images_few_as_they_are_go_all_the_way(here, hostile, monkeypatch, c
     np.savez("My 数.npz", x_train=images, y_train=[*range(11), 10], x_test=images[:3], y_test=[0, 1, 2])
     flags = [*SMALL[2:], "--epochs", "1", "--batch-size", "5", "--precision", "mixed_bfloat16"]
     done = finish("main.py", *flags, "--data", "My 数.npz", env=hostile)
-    assert (done.returncode, done.stderr) == (0, "") and "My \\u6570.npz" in done.stdout
+    assert done.returncode == 0 and "My \\u6570.npz" in done.stdout
+    assert [line for line in done.stderr.splitlines() if "BFLOAT16" not in line] == []  # oneDNN wants AVX-512 for it
     folder = Run.find(None).folder
     assert folder.name == "standard-My-001" and names_in(folder) == PROMISED
 
@@ -474,7 +475,8 @@ def test_all_at_once_without_network(root, here, tmp_path, monkeypatch, capsys):
     assert "likelihood =  gaussian (variance 0.05)" in log.out
     measured, said = measure(capsys, "--checkpoint", str(folder), *FEW)
     assert "Gaussian (variance 0.05) pixels" in said
-    assert measured["general_loss"] == pytest.approx(losses["general_loss"], rel=0.02)  # other posterior samples
+    assert measured["kl_loss"] == pytest.approx(losses["kl_loss"], abs=1e-3)
+    assert measured["general_loss"] == pytest.approx(losses["general_loss"], abs=20)  # other posterior samples
     assert measured["irreducible_loss"] == pytest.approx(392 * np.log(2 * np.pi * 0.05))
     assert "its pixels are Gaussian" in refuse(evaluate.main, ["--checkpoint", str(folder), "--binarize", *FEW])
 
