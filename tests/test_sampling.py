@@ -169,7 +169,7 @@ def test_arrays_that_do_not_fit_are_refused(overlapping):
         arrays | {"class_shares": mixture.class_shares[0]},
         arrays | {"labels": mixture.labels[:1]},
     ):
-        with pytest.raises(UserError, match=r"^prior\.npz .*; choose another run$"):
+        with pytest.raises(UserError, match=r"^prior\.npz (lacks the array|holds no prior) .*; choose another run$"):
             sampling.read_mixture(broken, 2)
     with pytest.raises(UserError, match="for this decoder"):
         sampling.read_mixture(arrays, 3)
