@@ -393,13 +393,13 @@ def hostile(tmp_path) -> dict[str, str]:
 def test_own_images_few_as_they_are_go_all_the_way(here, hostile, monkeypatch, capsys, spies):
     """In an environment that takes ASCII only. Most labels come once, and --digit 10 is not a one and a nought."""
     images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
-    np.savez("My 数.npz", x_train=images, y_train=[*range(11), 10], x_test=images[:3], y_test=[0, 1, 2])
+    np.savez("数 own.npz", x_train=images, y_train=[*range(11), 10], x_test=images[:3], y_test=[0, 1, 2])
     flags = [*SMALL[2:], "--epochs", "1", "--batch-size", "5", "--precision", "mixed_bfloat16"]
-    done = finish("main.py", *flags, "--data", "My 数.npz", env=hostile)
-    assert done.returncode == 0 and "My \\u6570.npz" in done.stdout
+    done = finish("main.py", *flags, "--data", "数 own.npz", env=hostile)
+    assert done.returncode == 0 and "\\u6570 own.npz" in done.stdout
     assert [line for line in done.stderr.splitlines() if "BFLOAT16" not in line] == []  # oneDNN wants AVX-512 for it
     folder = Run.find(None).folder
-    assert folder.name == "standard-My-001" and names_in(folder) == PROMISED
+    assert folder.name == "standard-own-001" and names_in(folder) == PROMISED
 
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")  # the path to the images was relative
