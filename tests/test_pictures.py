@@ -32,7 +32,7 @@ def load_exactly(folder: Path, *images: np.ndarray) -> Dataset:
     [
         ("{}.png", "{}.png", None),
         ("cat/{}.png", "cat/{}.png", ("cat",)),
-        ("cat/deeper/{}.png", "cat/{}.png", ("cat",)),
+        ("cat/deeper/{}.png", "cat/deeper/{}.png", ("deeper",)),
         ("archive/inner/cat/{}.png", "archive/inner/owl/{}.png", ("cat", "owl")),
     ],
 )
