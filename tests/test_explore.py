@@ -379,17 +379,12 @@ def test_click_on_a_dot_shows_its_image(shipped):
         np.testing.assert_allclose(shipped.z, code, atol=0.01)
 
 
-def test_dragged_finger_looks_but_does_not_click(shipped):
+def test_dragged_finger_looks_but_does_not_click_and_the_keyboard_does_both(shipped):
     before = shipped.z
     shipped.trace("#map", [(0.2, 0.2), (0.4, 0.5), (0.7, 0.7)], "touch")
-    assert shipped.z == before
-    assert not shipped.find("#lens").is_displayed()
-
-
-def test_map_by_keyboard(shipped):
+    assert shipped.z == before and not shipped.find("#lens").is_displayed()
     shipped.press("#map", "ARROW_LEFT", "ARROW_LEFT", "ARROW_UP")
-    assert shipped.find("#lens").is_displayed()
-    before = shipped.z
+    assert shipped.z == before and shipped.find("#lens").is_displayed()
     shipped.press("#map", *["ARROW_LEFT"] * 8, "ENTER")
     assert shipped.z != before
 
@@ -484,21 +479,20 @@ def test_drawn_digits_are_read(shipped):
     assert (labels == range(10)).sum() >= 6  # the dots are digits of another data set
 
 
-@pytest.mark.parametrize(("kind", "digit"), [("mouse", 4), ("touch", 1), ("pen", 7)])
-def test_pad_shows_what_is_read_in_the_strokes(kind, digit, shipped):
-    shipped.find("#clear").click()
-    for stroke in DIGITS[digit]:
-        shipped.trace("#pad", stroke, kind)
-    (drawn,) = shipped.run(READ_DRAWINGS, [DIGITS[digit]])
-    image = np.array(drawn["image"]).reshape(28, 28)
-    assert np.abs(pixels_of(shipped, "#drawn .image") - image).mean() < 0.02  # the pointer is at whole pixels
-    reconstruction = pixels_of(shipped, "#drawn .pair > :last-child canvas")
-    assert np.abs(reconstruction - np.reshape(drawn["pixels"], (28, 28))).mean() < 0.02
-    texts = shipped.find("#drawn .shares").text.split()[-20:]
-    shares = {name: float(text.removesuffix("%")) for name, text in zip(texts[::2], texts[1::2], strict=True)}
-    assert max(shares, key=shares.get) == str(digit) and shares[str(digit)] > 80
-    cost = float(shipped.find("#drawn .costs b:last-of-type").text.split()[0])
-    assert cost == pytest.approx(drawn["cost"], abs=5)
+def test_pad_shows_what_is_read_in_the_strokes(shipped):
+    for kind, digit in (("mouse", 4), ("touch", 1), ("pen", 7)):
+        shipped.find("#clear").click()
+        for stroke in DIGITS[digit]:
+            shipped.trace("#pad", stroke, kind)
+        (drawn,) = shipped.run(READ_DRAWINGS, [DIGITS[digit]])
+        image, pixels = (np.reshape(drawn[name], (28, 28)) for name in ("image", "pixels"))
+        assert np.abs(pixels_of(shipped, "#drawn .image") - image).mean() < 0.02  # the pointer is at whole pixels
+        assert np.abs(pixels_of(shipped, "#drawn .pair > :last-child canvas") - pixels).mean() < 0.02
+        texts = shipped.find("#drawn .shares").text.split()[-20:]  # the ten labels and their shares
+        shares = {name: float(text.removesuffix("%")) for name, text in zip(texts[::2], texts[1::2], strict=True)}
+        assert max(shares, key=shares.get) == str(digit) and shares[str(digit)] > 80
+        cost = float(shipped.find("#drawn .costs b:last-of-type").text.split()[0])
+        assert cost == pytest.approx(drawn["cost"], abs=5)
 
 
 def test_drawing_is_centred_and_scaled_as_mnist(shipped):
