@@ -46,8 +46,9 @@ def test_the_fingerprint_depends_on_the_images_alone(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 27, 132, -4])
-def test_a_size_that_no_network_takes_is_refused(size):
-    assert f"--image-size {size}" in refuse(data.load, Options("digits", image_size=size))
+def test_a_size_that_no_network_takes_is_refused_before_a_download(monkeypatch, size):
+    monkeypatch.setattr(data.download, "find", lambda name: pytest.fail("it is downloaded"))
+    assert f"--image-size {size}" in refuse(data.load, Options("mnist", image_size=size))
 
 
 # The user's own images
