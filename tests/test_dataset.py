@@ -94,8 +94,8 @@ def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone
 )
 def test_labels_of_shown_images_have_the_numbers_of_the_run(tmp_path, own, given, numbers, names):
     path = write_npz(tmp_path / "a.npz", x_test=make_arrays()["x_test"], y_test=np.array(given))
-    config = {"settings": {}, "dataset": {"label_names": own}}
-    dataset = number_as_in_run(data.load_for_run(Options(data=str(path)), config), config)
+    config = {"settings": {}, "dataset": {}}
+    dataset = number_as_in_run(data.load_for_run(Options(data=str(path)), config), own or [])
     assert (dataset.test_labels is None) == (numbers is None)
     assert numbers is None or dataset.test_labels.tolist() == numbers
     assert dataset.label_names == names and any("other names" in note for note in dataset.notes) == (numbers is None)

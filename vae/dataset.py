@@ -71,13 +71,12 @@ class Dataset:
         return self.source == EMBEDDED and self.warning is not None
 
 
-def number_as_in_run(dataset: Dataset, config: dict) -> Dataset:
-    """Give the test labels the numbers that their names have in the run with this config.json.
+def number_as_in_run(dataset: Dataset, names: list[str]) -> Dataset:
+    """Give the test labels the numbers that their names have in a run whose labels have these `names`.
 
-    Names that the run does not have get the next numbers. Where it has none of them, the labels are left out.
+    Names that the run does not have get the next numbers. Where it has none of them, the labels are left out. A run
+    without names has numbers for its labels.
     """
-    names = config["dataset"].get("label_names")
-    names = [str(name) for name in names] if isinstance(names, list) else []
     if dataset.test_labels is None or names == list(dataset.label_names or []):
         return dataset
     labels, rows = np.unique(dataset.test_labels, return_inverse=True)

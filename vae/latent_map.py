@@ -44,9 +44,9 @@ def place_codes(codes: np.ndarray) -> np.ndarray:
     return TSNE(init="pca", perplexity=perplexity, max_iter=STEPS, random_state=0).fit_transform(codes)
 
 
-def is_plane(latents: int) -> bool:
-    """Whether the map is the latent space itself."""
-    return latents <= 2
+def is_plane(latent_dim: int) -> bool:
+    """Whether the map of so many latent dimensions is the latent space itself."""
+    return latent_dim <= 2
 
 
 def place_names(places: np.ndarray, classes: np.ndarray, distance: float) -> dict[int, np.ndarray]:

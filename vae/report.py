@@ -33,7 +33,7 @@ def list_networks() -> None:
 def load_shown_images(run: Run, options: Namespace) -> Dataset:
     """Load the images that a trained model is shown, by the flags of settings.add_data_flags; print the remarks."""
     dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
-    dataset = number_as_in_run(dataset, run.config)
+    dataset = number_as_in_run(dataset, run.label_names)
     print_remarks(dataset)
     return dataset
 
