@@ -9,6 +9,7 @@ import numpy as np
 
 from vae import devices, report, settings, terminal
 from vae.dataset import Dataset
+from vae.networks import SMALLEST_BATCH
 from vae.run import LOSSES, Run
 
 WARMUP = 0.01  # share of the training steps in which the learning rate rises
@@ -50,7 +51,8 @@ def parse(arguments: list[str] | None = None) -> dict:
 def build_vae(options: Namespace, dataset: Dataset):
     """Build and compile the VAE that the settings describe."""
     network = settings.NETWORKS[options.network]
-    keras = terminal.import_keras(network.in_shards)
+    in_shards = network.in_shards and options.batch_size >= SMALLEST_BATCH
+    keras = terminal.import_keras(in_shards)
     from model import VAE, MixturePrior, NormalPrior
     from vae import fast
 
@@ -63,7 +65,7 @@ def build_vae(options: Namespace, dataset: Dataset):
     mixture = options.prior == "mixture"
     prior = MixturePrior(options.components, options.latent_dim) if mixture else NormalPrior()
     vae = VAE(halves, prior, options.beta, settings.variance_of(options), options.importance_samples)
-    vae = fast.speed_up(vae, network.in_shards and options.batch_size >= fast.SMALLEST_BATCH)
+    vae = fast.speed_up(vae, in_shards)
 
     # The learning rate rises to its peak in a short warm-up and falls back to 0 along a cosine.
     steps = math.ceil(len(dataset.train_images) / options.batch_size) * options.epochs

@@ -376,6 +376,15 @@ def test_the_model_is_built_as_the_settings_say(here, monkeypatch):
     np.testing.assert_allclose([float(rate(step)) for step in (0, 1, 60.5, 120)], [0, 0.01, 0.005, 0], atol=1e-6)
 
 
+def test_an_operation_keeps_to_one_core_only_where_a_batch_is_in_shards(here, monkeypatch, plain_keras):
+    asked = []
+    monkeypatch.setattr(main.terminal, "import_keras", lambda in_shards: asked.append(in_shards) or plain_keras)
+    for flags in (["--batch-size", "50"], ["--batch-size", "49"], ["--network", "batchnorm"]):
+        options = settings.complete(main.parse([*SMALL, "--components", "4", *flags]))
+        main.build_vae(options, data.load(data.Options("digits")))
+    assert asked == [True, False, False]
+
+
 @pytest.fixture
 def hostile(tmp_path) -> dict[str, str]:
     """An environment in which each file or variable has stopped a program of this kind."""
@@ -450,15 +459,15 @@ def test_all_at_once_without_network(root, here, tmp_path, monkeypatch, capsys):
     for name in ("loss_curves", "reconstructions"):
         draw = getattr(plots, name)
         monkeypatch.setattr(plots, name, lambda *given, draw=draw: titles.append(given[-1]) or draw(*given))
-    flags = [*SMALL[2:], "--network", "dense", "--epochs", "1", "--validation-split", "0.2", "--save-reconstructions"]
-    main.main([*flags, "--likelihood", "gaussian", "--variance", "0.05"])
-    folder, log = root / "dense-digits-001", capsys.readouterr()
-    assert names_in(folder) == PROMISED - {"prior.npz"} | {"reconstructions.npz"}  # N(0, I) needs no file
+    flags = ["--validation-split", "0.2", "--likelihood", "gaussian", "--variance", "0.05", "--save-reconstructions"]
+    main.main([*SMALL[2:], "--epochs", "1", *flags])
+    folder, log = root / "standard-digits-001", capsys.readouterr()
+    assert names_in(folder) == PROMISED | {"reconstructions.npz"}
 
     # Nobody can miss that these are not MNIST's digits.
     assert "!" * 80 in log.err and "MNIST is unavailable" in log.err and "digits of scikit-learn replace it" in log.err
     assert re.search(r"^dataset =  digits \(.*; MNIST is unavailable\)$", log.out, re.MULTILINE)
-    assert [title.startswith("dense on digits, as MNIST is unavailable") for title in titles] == [True, True]
+    assert [title.startswith("standard on digits, as MNIST is unavailable") for title in titles] == [True, True]
     config = read_config(folder)
     assert "MNIST" in config["dataset"]["warning"] and config["settings"]["dataset"] is None
     assert "--dataset mnist" in refuse(main.main, [*SMALL[2:], "--dataset", "mnist"])
@@ -475,8 +484,7 @@ def test_all_at_once_without_network(root, here, tmp_path, monkeypatch, capsys):
     assert "likelihood =  gaussian (variance 0.05)" in log.out
     measured, said = measure(capsys, "--checkpoint", str(folder), *FEW)
     assert "Gaussian (variance 0.05) pixels" in said
-    assert measured["kl_loss"] == pytest.approx(losses["kl_loss"], abs=1e-3)
-    assert measured["general_loss"] == pytest.approx(losses["general_loss"], abs=20)  # other posterior samples
+    assert measured["general_loss"] == pytest.approx(losses["general_loss"], rel=0.02)  # other posterior samples
     assert measured["irreducible_loss"] == pytest.approx(392 * np.log(2 * np.pi * 0.05))
     assert "its pixels are Gaussian" in refuse(evaluate.main, ["--checkpoint", str(folder), "--binarize", *FEW])
 
@@ -846,6 +854,7 @@ found = {"reconstruction_loss": -np.mean(log_likelihoods), "kl_loss": -np.mean(l
 found["general_loss"] = found["reconstruction_loss"] + found["kl_loss"]
 log_weights = np.add(log_likelihoods, log_ratios)  # log p(x) ~ log mean p(x|z) p(z) / q(z|x)
 found["nll"] = -np.mean(np.logaddexp.reduce(log_weights, axis=0) - np.log(samples))
+found["active_units"] = int((mean.var(axis=0) > 0.01).sum())
 print(json.dumps(found))
 """
 
@@ -870,8 +879,9 @@ def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here,
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     arrays = files.read_arrays(Path("a.npz"), "")
-    ours = {name: arrays[name][chosen].mean() for name in LOSSES} | {"nll": measured["nll"]}
-    assert json.loads(done.stdout) == pytest.approx(ours, abs=0.3)  # other posterior samples
+    ours = measured | {name: arrays[name][chosen].mean() for name in LOSSES}
+    for metric, value in json.loads(done.stdout).items():
+        assert ours[metric] == pytest.approx(value, rel=0.004), metric  # other posterior samples
 
 
 def test_a_run_is_restored_from_any_path_and_is_not_written_to(tmp_path, here, capsys):

@@ -8,8 +8,6 @@ from keras import ops
 
 from model import VAE
 
-SMALLEST_BATCH = 50  # images; half a smaller batch is not worth a core, and no shard may be empty
-
 
 def speed_up(vae: VAE, in_shards: bool) -> VAE:
     """Return the VAE as ParallelVAE on several devices, as FastVAE on a CPU with TensorFlow, else as it is.

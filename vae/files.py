@@ -21,7 +21,7 @@ import numpy as np
 from vae.terminal import UserError, as_path
 
 LARGEST_MODEL = 2 * 2**30  # bytes in a .keras archive, unpacked; `readout` for images of 64 x 48 has 1.2 GB
-LARGEST_ARRAYS = 4 * 2**30  # bytes in an .npz, unpacked; its training state has three times as many
+LARGEST_ARRAYS = 4 * 2**30  # bytes in an .npz, unpacked; the training state of `readout` has three times its weights
 LARGEST_TEXT = 2**20  # bytes of a config.json; two thousand are usual
 MODEL_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]  # and no assets, which Keras would unpack
 

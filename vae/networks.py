@@ -10,6 +10,7 @@ Keras takes seconds to import, so only the builders import it: the command line 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+SMALLEST_BATCH = 50  # images to compute in shards; half a smaller batch is not worth a core
 FORMER_NAMES = {"posterior": "softplus"}  # in the config.json of older runs
 
 
