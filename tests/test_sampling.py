@@ -129,9 +129,11 @@ def test_a_vector_drawn_for_a_label_is_not_among_other_labels(overlapping):
         assert np.mean(sure >= 0.9) > 0.99 and np.mean(by_chance[:, column] >= 0.9) < 0.8
 
 
-def test_a_label_that_is_never_sure_is_drawn_all_the_same(overlapping):
-    same = replace(overlapping, means=np.zeros((3, 2)), factors=np.stack([np.eye(2)] * 3))
-    assert draw(same, 50, label=0).shape == (50, 2)
+def test_where_no_draw_is_sure_of_a_label_the_surest_stays(overlapping):
+    shares = np.array([[0.8, 0.2], [0.3, 0.7], [0.3, 0.7]], np.float32)
+    means = np.array([[-50, 0], [50, 0], [50, 20]], np.float32)
+    unsure = replace(overlapping, means=means, class_shares=shares)
+    assert (draw(unsure, 50, label=0)[:, 0] < 0).all()
     assert overlapping.drawable_labels.tolist() == [0, 1] and not len(sampling.make_normal(2).drawable_labels)
 
 

@@ -258,14 +258,18 @@ function labelShares(z) {
   return shares;
 }
 
-// z of a label: from the prior, again where p(label | z) is below 0.9; else the code of a test image with that label
+// z of a label: from the prior, again where p(label | z) is below 0.9 (the surest draw stays); without labels in the
+// prior the code of a test image with that label
 function drawLabel(label) {
   const { prior, names, classes } = facts;
   if (!prior?.shares) return codeOf(choose(classes.map((own) => own === label)));
   const weights = prior.weights.map((weight, i) => weight * prior.shares[i * names.length + label]);
-  let z = drawPrior(weights);
-  for (let round = 0; round < 10 && labelShares(z)[label] < 0.9; round++) z = drawPrior(weights);
-  return z;
+  let surest = null, most = -1;
+  for (let round = 0; round <= 10 && most < 0.9; round++) {
+    const z = drawPrior(weights), sure = labelShares(z)[label];
+    if (sure > most) [surest, most] = [z, sure];
+  }
+  return surest;
 }
 
 // ---- What an image costs, in nats: means over eight codes. Every other code has the noise of the one before it with

@@ -47,16 +47,19 @@ class Mixture:
         return self.means[component] + np.einsum("nij,nj->ni", self.factors[component], epsilon)
 
     def draw_label(self, rng: np.random.Generator, count: int, scale: float, label: int) -> np.ndarray:
-        """Draw latent vectors (count, D) from p(z | label); redraw those with p(label | z) < 0.9."""
-        column = np.flatnonzero(self.labels == label)
-        weights = self.weights * self.class_shares[:, column[0]]
+        """Draw latent vectors (count, D) from p(z | label), again where p(label | z) < 0.9; the surest draw stays."""
+        column = np.flatnonzero(self.labels == label)[0]
+        weights = self.weights * self.class_shares[:, column]
         z = self.draw(rng, count, scale, weights)
-        unsure = np.arange(count)
+        sure = self.label_probabilities(z)[:, column]
         for _ in range(ROUNDS):
-            unsure = unsure[self.label_probabilities(z[unsure])[:, column[0]] < SURE]
+            unsure = np.flatnonzero(sure < SURE)
             if not len(unsure):
                 break
-            z[unsure] = self.draw(rng, len(unsure), scale, weights)
+            again = self.draw(rng, len(unsure), scale, weights)
+            sure_again = self.label_probabilities(again)[:, column]
+            better = sure_again > sure[unsure]
+            z[unsure[better]], sure[unsure[better]] = again[better], sure_again[better]
         return z
 
     @property

@@ -183,7 +183,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         # The reader of our output has gone (`| head`), or its disk is full: Python's flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141 if isinstance(error, BrokenPipeError) else f"{script}: {error}")
+        is_of_stream = error.errno is not None and error.filename is None
+        reason = f"standard output cannot be written ({error.strerror})" if is_of_stream else error
+        sys.exit(141 if isinstance(error, BrokenPipeError) else f"{script}: {reason}")
     except Exception as error:  # a defect of this program, or an environment that it does not know
         reason = next(iter(str(error).splitlines()), "")[:200]
         sys.exit(f"{script}: {type(error).__name__}: {reason}; please report it, with {_save_traceback()}")
