@@ -419,6 +419,17 @@ def test_buttons(shipped):
         assert f"label {digit}" in shipped.find("#label").text
 
 
+def test_where_no_draw_is_sure_of_a_label_the_surest_stays(shipped):
+    drawn = shipped.run("""
+        const own = labelShares, seen = [];
+        labelShares = (z) => [seen.push(z) === 4 ? 0.5 : 0.1];
+        const place = seen.indexOf(drawLabel(0));
+        labelShares = own;
+        return [seen.length, place];
+    """)
+    assert drawn == [11, 3]
+
+
 def test_walk_passes_over_test_images_to_another_label(shipped):
     assert "Walk" in shipped.find("#walk").text
     shipped.find("#walk").click()
