@@ -258,6 +258,17 @@ def test_every_kind_of_run_has_a_page(kind, browser, tmp_path, plain_keras):
     browser.find("#walk").click()
     label = browser.find("#picked h3").text
     assert label == "test image" if labels is None else int(label.split()[-1]) in labels
+    image, noise = (np.array(browser.run(f"return [...{what}]")) for what in ("imageOf(0)", "facts.noise"))
+    mean, log_var = (part[0] for part in networks[0].predict(image.reshape(1, 8, 8), verbose=0))
+    noise = noise.reshape(-1, latent_dim)
+    z = mean + np.exp(log_var / 2) * np.concatenate([noise, -noise])  # (8, D)
+    pixels = networks[1].predict(z, verbose=0).reshape(len(z), 64).astype(np.float64)
+    losses = -image * np.log(pixels) - (1 - image) * np.log(1 - pixels)
+    if "likelihood" in settings:
+        losses = -np.log(np.exp(-((image - pixels) ** 2) / (2 * 0.01)) / math.sqrt(2 * math.pi * 0.01))
+    expected = [losses.sum(axis=1).mean(), 0.5 * np.sum(mean**2 + np.exp(log_var) - log_var - 1)]
+    found = browser.run("const r = read(imageOf(0)); return [r.reconstruction, r.kl]")
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_one_image_and_codes_that_do_not_vary(browser, tmp_path, plain_keras):
