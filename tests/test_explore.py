@@ -234,6 +234,12 @@ def test_output_needs_a_folder(here):
     assert "no such folder" in refuse(explore.main, ["--output", "none/page.html"])
 
 
+def codes_of(page, mean: np.ndarray, log_var: np.ndarray) -> np.ndarray:
+    """Return the codes that the page draws for each mean and log_var (n, D): (8, n, D)."""
+    noise = np.array(page.run("return [...facts.noise]")).reshape(-1, 1, mean.shape[1])
+    return mean + np.exp(log_var / 2) * np.concatenate([noise, -noise])
+
+
 # ---- Every kind of run
 
 
@@ -258,10 +264,9 @@ def test_every_kind_of_run_has_a_page(kind, browser, tmp_path, plain_keras):
     browser.find("#walk").click()
     label = browser.find("#picked h3").text
     assert label == "test image" if labels is None else int(label.split()[-1]) in labels
-    image, noise = (np.array(browser.run(f"return [...{what}]")) for what in ("imageOf(0)", "facts.noise"))
-    mean, log_var = (part[0] for part in networks[0].predict(image.reshape(1, 8, 8), verbose=0))
-    noise = noise.reshape(-1, latent_dim)
-    z = mean + np.exp(log_var / 2) * np.concatenate([noise, -noise])  # (8, D)
+    image = np.array(browser.run("return [...imageOf(0)]"))
+    mean, log_var = networks[0].predict(image.reshape(1, 8, 8), verbose=0)
+    z = codes_of(browser, mean, log_var)[:, 0]  # (8, D)
     pixels = networks[1].predict(z, verbose=0).reshape(len(z), 64).astype(np.float64)
     losses = -image * np.log(pixels) - (1 - image) * np.log(1 - pixels)
     if "likelihood" in settings:
@@ -339,8 +344,7 @@ def test_shipped_model_agrees_with_keras_and_numpy(shipped, plain_keras):
     images = data.load(data.Options("digits")).test_images
     images = images[choose_codes(len(images))[:10]] / np.float32(255)
     mean, log_var = encoder.predict(images, verbose=0)
-    noise = np.array(shipped.run("return [...facts.noise]")).reshape(-1, 1, mean.shape[1])
-    z = mean + np.exp(log_var / 2) * np.concatenate([noise, -noise])  # (8, 10, D)
+    z = codes_of(shipped, mean, log_var)  # (8, 10, D)
     logits = np.stack([logits_of(decoder).predict(own, verbose=0) for own in z]).astype(np.float64)
     reconstruction = (np.logaddexp(0, logits) - images * logits).sum(axis=(2, 3)).mean(axis=0)
     entropy = 0.5 * (log_var + 1 + math.log(2 * math.pi)).sum(axis=1)

@@ -133,7 +133,8 @@ def test_where_no_draw_is_sure_of_a_label_the_surest_stays(overlapping):
     shares = np.array([[0.8, 0.2], [0.3, 0.7], [0.3, 0.7]], np.float32)
     means = np.array([[-50, 0], [50, 0], [50, 20]], np.float32)
     unsure = replace(overlapping, means=means, class_shares=shares)
-    assert (draw(unsure, 50, label=0)[:, 0] < 0).all()
+    z = draw(unsure, 50, label=0)
+    assert z.shape == (50, 2) and z.dtype == np.float32 and (z[:, 0] < 0).all()
     assert overlapping.drawable_labels.tolist() == [0, 1] and not len(sampling.make_normal(2).drawable_labels)
 
 

@@ -265,7 +265,7 @@ function drawLabel(label) {
   if (!prior?.shares) return codeOf(choose(classes.map((own) => own === label)));
   const weights = prior.weights.map((weight, i) => weight * prior.shares[i * names.length + label]);
   let surest = null, most = -1;
-  for (let round = 0; round <= 10 && most < 0.9; round++) {
+  for (let tries = 0; tries < 11 && most < 0.9; tries++) {
     const z = drawPrior(weights), sure = labelShares(z)[label];
     if (sure > most) [surest, most] = [z, sure];
   }

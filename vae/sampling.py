@@ -10,7 +10,7 @@ from vae.terminal import UserError
 MAX_COMPONENTS = 1000  # of a prior that is read: each takes memory for each latent vector
 AT_ONCE = 1000  # latent vectors whose densities are computed together
 SURE = 0.9  # the least p(label | z) of a vector that is drawn for a label
-ROUNDS = 10  # how often unsure vectors are drawn again; where classes overlap, none would ever be sure
+TRIES = 11  # draws of a vector for a label, at most; where classes overlap, none would ever be sure
 NEIGHBOURS = 20  # a walk may go from each Gaussian to so many others
 LOG_2PI = np.log(2 * np.pi)
 
@@ -50,16 +50,16 @@ class Mixture:
         """Draw latent vectors (count, D) from p(z | label), again where p(label | z) < 0.9; the surest draw stays."""
         column = np.flatnonzero(self.labels == label)[0]
         weights = self.weights * self.class_shares[:, column]
-        z = self.draw(rng, count, scale, weights)
-        sure = self.label_probabilities(z)[:, column]
-        for _ in range(ROUNDS):
+        z = np.empty((count, self.means.shape[1]), np.float32)
+        sure = np.full(count, -1.0)  # p(label | z)
+        for _ in range(TRIES):
             unsure = np.flatnonzero(sure < SURE)
             if not len(unsure):
                 break
-            again = self.draw(rng, len(unsure), scale, weights)
-            sure_again = self.label_probabilities(again)[:, column]
-            better = sure_again > sure[unsure]
-            z[unsure[better]], sure[unsure[better]] = again[better], sure_again[better]
+            drawn = self.draw(rng, len(unsure), scale, weights)
+            sure_now = self.label_probabilities(drawn)[:, column]
+            better = sure_now > sure[unsure]
+            z[unsure[better]], sure[unsure[better]] = drawn[better], sure_now[better]
         return z
 
     @property

@@ -1,6 +1,7 @@
 """The command line and the terminal: flags, errors in one line, signals, a quiet import of Keras."""
 
 import argparse
+import errno
 import importlib.util
 import math
 import os
@@ -183,8 +184,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         # The reader of our output has gone (`| head`), or its disk is full: Python's flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        is_of_stream = error.errno is not None and error.filename is None
-        reason = f"standard output cannot be written ({error.strerror})" if is_of_stream else error
+        is_full = error.errno == errno.ENOSPC and error.filename is None  # full disks of files are UserErrors
+        reason = f"standard output cannot be written ({error.strerror})" if is_full else error
         sys.exit(141 if isinstance(error, BrokenPipeError) else f"{script}: {reason}")
     except Exception as error:  # a defect of this program, or an environment that it does not know
         reason = next(iter(str(error).splitlines()), "")[:200]
