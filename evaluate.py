@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vae import files, metrics, report, sampling, terminal
-from vae.dataset import Dataset, to_pixels
+from vae.data.dataset import Dataset, to_pixels
 from vae.run import LOSSES, Run
 from vae.settings import add_checkpoint_flag, add_data_flags, variance_of
 from vae.terminal import UserError, positive_integer
@@ -101,7 +101,7 @@ def measure(
 
     The three losses are means over all test images, with one posterior sample each.
     """
-    from vae.batches import Batches
+    from vae.data.batches import Batches
 
     encoder, decoder = halves
     latent_dim = decoder.input_shape[1]

@@ -3,7 +3,8 @@
 import argparse
 import webbrowser
 
-from vae import explorer, files, report, terminal
+from vae import files, report, terminal
+from vae.explorer.page import build_page
 from vae.run import Run
 from vae.settings import add_checkpoint_flag, add_data_flags
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     dataset = report.load_shown_images(run, options)
     terminal.import_keras()
     print(f"-> Checkpoints are restored from {run.folder}", flush=True)
-    page = explorer.build_page(run, dataset)
+    page = build_page(run, dataset)
     with files.replacing(output) as path:
         path.write_text(page, encoding="utf-8")
     print(f"-> The page is saved in {output} ({output.stat().st_size / 1e6:.1f} MB, opens without a server)")

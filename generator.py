@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vae import files, report, sampling, terminal
-from vae.dataset import to_pixels
+from vae.data.dataset import to_pixels
 from vae.run import Run
 from vae.settings import add_checkpoint_flag, add_data_flags
 from vae.terminal import UserError, positive_integer

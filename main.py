@@ -7,8 +7,8 @@ from contextlib import closing
 
 import numpy as np
 
-from vae import devices, report, settings, terminal
-from vae.dataset import Dataset
+from vae import parallel, report, settings, terminal
+from vae.data.dataset import Dataset
 from vae.networks import SMALLEST_BATCH
 from vae.run import LOSSES, Run
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.get("network") == "help":
         terminal.import_keras()
         return report.list_networks()
-    with devices.Devices(given) as team:  # one device, as a rule
+    with parallel.Devices(given) as team:  # one device, as a rule
         run = Run.resume(given.pop("resume"), given) if "resume" in given else Run.new(given)
         if run.is_complete:
             return report.print_complete(run)
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         with run.begin(vae, dataset, team.is_first):  # a new run starts at epoch 0; a resumed one restores all
             train(vae, dataset, run)
             if team.is_first:
-                vae = devices.gather(vae, lambda: build_vae(run.settings, dataset))
+                vae = parallel.gather(vae, lambda: build_vae(run.settings, dataset))
                 report.print_end(run, dataset, finish(vae, dataset, run))
 
 
@@ -44,7 +44,7 @@ def parse(arguments: list[str] | None = None) -> dict:
     parser = terminal.Parser(description="Train a variational autoencoder on MNIST; the run is saved in checkpoints/.")
     settings.add_flags(parser)
     settings.add_resume_flag(parser)
-    devices.add_flags(parser)
+    parallel.add_flags(parser)
     return vars(parser.parse_args(arguments))
 
 
@@ -88,7 +88,7 @@ def build_vae(options: Namespace, dataset: Dataset):
 
 def make_batches(images, options: Namespace):
     """Return images (n, H, W) in their own order, grey or binary as the network sees them."""
-    from vae.batches import Batches
+    from vae.data.batches import Batches
 
     return Batches(images, BATCH, options.seed, binarize=options.binarize)
 
@@ -97,8 +97,8 @@ def train(vae, dataset: Dataset, run: Run) -> None:
     """Train for the epochs that the run still lacks. The run is saved after every epoch."""
     import keras
 
-    from vae.batches import Batches, share
     from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
+    from vae.data.batches import Batches, share
 
     options = run.settings
     batches = Batches(dataset.train_images, options.batch_size, options.seed, shuffle=True, binarize=options.binarize)

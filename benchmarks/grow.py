@@ -20,8 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vae import data, terminal
-from vae.dataset import Dataset
+from vae import terminal
+from vae.data import load
+from vae.data.dataset import Dataset
 from vae.run import LOSSES
 
 PROCESSES = multiprocessing.get_context("spawn")
@@ -43,7 +44,7 @@ def main() -> None:
     add("--images", type=many, default=10_000_000, metavar="N", help="how many to make (default: 10000000, 7.8 GB)")
     add("--steps", type=whole, default=2000, metavar="N", help="to train on them (default: 2000)")
     options = parser.parse_args()
-    mnist = data.load(data.Options("mnist" if options.data is None else None, options.data))
+    mnist = load.load(load.Options("mnist" if options.data is None else None, options.data))
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         os.environ["VAE_CHECKPOINTS"] = f"{folder}/runs"
         for name, report in parts.items():

@@ -25,8 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import generator
-from vae import data, terminal
-from vae.dataset import Dataset, to_pixels
+from vae import terminal
+from vae.data import load
+from vae.data.dataset import Dataset, to_pixels
 from vae.terminal import UserError
 
 DIGITS = 1000  # images of each digit
@@ -37,7 +38,7 @@ LEAST_ACCURACY = 0.99
 def main() -> None:
     """Data -> classifier -> sets of images -> tables."""
     options = parse()
-    dataset = data.load(data.Options(None if options.data else "mnist", options.data))
+    dataset = load.load(load.Options(None if options.data else "mnist", options.data))
     if dataset.train_labels is None or dataset.test_labels is None:
         raise UserError(f"--data {options.data}: without labels no classifier can be trained; name MNIST's files")
     get_features, classify = train_classifier(dataset, options.seed)

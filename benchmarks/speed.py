@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import generator
 import main as project
 from vae import settings, terminal
-from vae.dataset import Dataset, to_pixels
+from vae.data.dataset import Dataset, to_pixels
 from vae.terminal import UserError
 
 IMAGES_A_ROUND = 24_000
@@ -180,8 +180,8 @@ def say(line: str) -> None:
 def prepare_project(job: Job) -> Callable[[], float]:
     """Train as main.py does: images a second."""
     vae = build_vae(job)
-    from vae.batches import Batches
     from vae.callbacks import Reseed
+    from vae.data.batches import Batches
 
     batches = Batches(job.make_images(), job.options.batch_size, seed=0, shuffle=True)
     return partial(time_fit, vae, job.images, x=batches, shuffle=False, callbacks=[Reseed(batches, seed=0)])

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vae import data
-from vae.dataset import Dataset
+from vae.data import load as loading
+from vae.data.dataset import Dataset
 
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -83,7 +83,7 @@ def save_picture(path: Path, image: np.ndarray, mode: str = "L", **options) -> N
 
 def load(path: Path, **options) -> Dataset:
     """Load the images at a path, as --data does."""
-    return data.load(data.Options(data=str(path), **options))
+    return loading.load(loading.Options(data=str(path), **options))
 
 
 def assert_is_made(dataset: Dataset) -> None:

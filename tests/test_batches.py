@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from vae.batches import Batches, Share, share
 from vae.callbacks import Reseed, StopAtNonFinite
+from vae.data.batches import Batches, Share, share
 
 COUNT = 23
 

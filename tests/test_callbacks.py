@@ -9,8 +9,8 @@ from keras import layers, ops
 
 import model
 from vae import callbacks, terminal
-from vae.batches import Batches
 from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
+from vae.data.batches import Batches
 from vae.run import LOSSES, Run
 from vae.terminal import UserError
 

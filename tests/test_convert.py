@@ -6,8 +6,8 @@ from conftest import refuse
 from helpers import load, make_arrays, write_npz
 from PIL import Image
 
-from vae import convert
-from vae.dataset import to_pixels
+from vae.data import convert
+from vae.data.dataset import to_pixels
 
 X, Y, T, U = make_arrays().values()
 FLOATS = X / np.float32(255)

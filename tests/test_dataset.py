@@ -7,9 +7,10 @@ import pytest
 from conftest import refuse
 from helpers import load, make_arrays, write_npz
 
-from vae import data, formats
-from vae.data import Options
-from vae.dataset import Subset, hold_out, number_as_in_run, to_pixels
+from vae.data import formats
+from vae.data import load as loading
+from vae.data.dataset import Subset, hold_out, number_as_in_run, to_pixels
+from vae.data.load import Options
 
 
 def test_bytes_become_pixels():
@@ -21,7 +22,7 @@ def test_bytes_become_pixels():
 
 @pytest.mark.parametrize("share, held", [(0.3, 450), (0.5, 750)])
 def test_hold_out(share, held):
-    whole = data.load(Options("digits"))
+    whole = loading.load(Options("digits"))
     dataset = hold_out(whole, share, seed=5)
     order = np.random.default_rng(5).permutation(1500)
     np.testing.assert_array_equal(dataset.validation_images, whole.train_images[np.sort(order[:held])])
@@ -44,7 +45,7 @@ def test_parts_of_images_larger_than_memory_are_no_copies(monkeypatch):
     """Nor are parts of parts; they have the same images."""
 
     def hold_out_twice() -> list:
-        first = hold_out(data.load_digits(Options()), 0.25, seed=3)
+        first = hold_out(loading.load_digits(Options()), 0.25, seed=3)
         second = hold_out(replace(first, validation_images=None), 0.5, seed=4)
         return [first.train_images, first.validation_images, second.train_images, second.validation_images]
 
@@ -70,7 +71,7 @@ def test_validation_images_of_the_data_itself_are_used(tmp_path):
 
 
 def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone():
-    dataset = data.load_digits(data.Options())
+    dataset = loading.load_digits(loading.Options())
     images, labels = dataset.sample_training(100, seed=1)
     rows = [np.flatnonzero((dataset.train_images == image).all(axis=(1, 2))) for image in images[:]]
     assert len(images) == len(labels) == 100 and len(set(map(int, np.concatenate(rows)))) >= 99  # two may be equal
@@ -95,7 +96,7 @@ def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone
 def test_labels_of_shown_images_have_the_numbers_of_the_run(tmp_path, own, given, numbers, names):
     path = write_npz(tmp_path / "a.npz", x_test=make_arrays()["x_test"], y_test=np.array(given))
     config = {"settings": {}, "dataset": {}}
-    dataset = number_as_in_run(data.load_for_run(Options(data=str(path)), config), own or [])
+    dataset = number_as_in_run(loading.load_for_run(Options(data=str(path)), config), own or [])
     assert (dataset.test_labels is None) == (numbers is None)
     assert numbers is None or dataset.test_labels.tolist() == numbers
     assert dataset.label_names == names and any("other names" in note for note in dataset.notes) == (numbers is None)

@@ -21,7 +21,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import explore
 from model import logits_of
-from vae import data, explorer
+from vae.data import load
+from vae.explorer import page
 from vae.latent_map import choose_codes
 from vae.networks import NETWORKS
 from vae.run import Run
@@ -156,7 +157,7 @@ def make_dataset(shape: tuple[int, int], labels=range(5), count: int = 40, name:
 
 def write_page(folder, run, dataset):
     page = folder / "page.html"
-    page.write_text(explorer.build_page(run, dataset), encoding="utf-8")
+    page.write_text(page.build_page(run, dataset), encoding="utf-8")
     return page
 
 
@@ -206,7 +207,7 @@ def test_unknown_layer_is_refused_before_anything_is_written(here, monkeypatch):
     encoder, _ = NETWORKS["dense"].build((4, 4), 4, 3)
     run = make_run(encoder, unknown)
     monkeypatch.setattr(explore.Run, "find", lambda path: run)
-    monkeypatch.setattr(data, "load_for_run", lambda *arguments: make_dataset((4, 4)))
+    monkeypatch.setattr(load, "load_for_run", lambda *arguments: make_dataset((4, 4)))
     line = refuse(explore.main, ["--no-open"])
     assert "decoder.keras" in line and "'sharpen', a Conv2D" in line
     assert list(here.iterdir()) == []
@@ -223,11 +224,11 @@ def test_unknown_layer_is_refused_before_anything_is_written(here, monkeypatch):
 def test_settings_that_it_cannot_run_are_refused(layer, options, named, plain_keras):
     image = Input((4, 4))
     network = Model(image, getattr(layers, layer)(**options)(image), name="encoder")
-    assert named in refuse(explorer.describe_network, network, explorer.Arrays())
+    assert named in refuse(page.describe_network, network, page.Arrays())
 
 
 def test_images_must_fit(plain_keras):
-    assert "decoder.keras" in refuse(explorer.build_page, Run.find(None), make_dataset((4, 8)))
+    assert "decoder.keras" in refuse(page.build_page, Run.find(None), make_dataset((4, 8)))
 
 
 def test_output_needs_a_folder(here):
@@ -341,7 +342,7 @@ def test_shipped_model_agrees_with_keras_and_numpy(shipped, plain_keras):
     encoder, decoder = (plain_keras.saving.load_model(SHIPPED / f"{half}.keras") for half in ("encoder", "decoder"))
     check_agreement(shipped, encoder, decoder)
     mixture = Run.find(str(SHIPPED)).load_prior(decoder.input_shape[1])
-    images = data.load(data.Options("digits")).test_images
+    images = load.load(load.Options("digits")).test_images
     images = images[choose_codes(len(images))[:10]] / np.float32(255)
     mean, log_var = encoder.predict(images, verbose=0)
     z = codes_of(shipped, mean, log_var)  # (8, 10, D)

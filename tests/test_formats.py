@@ -21,8 +21,8 @@ from helpers import (
     write_npz,
 )
 
-from vae import formats
-from vae.dataset import hold_out
+from vae.data import formats
+from vae.data.dataset import hold_out
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = STEMS
 

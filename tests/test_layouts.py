@@ -20,7 +20,7 @@ from helpers import (
     write_npz,
 )
 
-from vae.layouts import parse_name
+from vae.data.layouts import parse_name
 
 A = make_arrays()
 X, Y, T, U = A.values()

@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal, norm
 import model
 from evaluate import build_log_likelihood
 from vae import metrics, sampling
-from vae.batches import Batches
+from vae.data.batches import Batches
 
 SIDES = (3, 2)  # of the images here: so few pixels that a gradient can be worked out by hand
 PIXELS = 6

@@ -12,8 +12,9 @@ from helpers import load, make_arrays
 from helpers import save_picture as save
 from PIL import Image
 
-from vae import data, formats, pictures
-from vae.dataset import Dataset
+from vae.data import formats, pictures
+from vae.data import load as loading
+from vae.data.dataset import Dataset
 
 X = make_arrays(12)["x_train"]
 
@@ -69,7 +70,7 @@ def test_a_class_may_be_called_train_and_test_pictures_may_have_no_class(tmp_pat
 def test_test_pictures_alone_are_test_images(tmp_path, layout):
     for number, image in enumerate(X):
         save(tmp_path / layout.format(number), image)
-    dataset = data.load_for_run(data.Options(data=str(tmp_path)), {"settings": {}, "dataset": {}})
+    dataset = loading.load_for_run(loading.Options(data=str(tmp_path)), {"settings": {}, "dataset": {}})
     assert (len(dataset.train_images), len(dataset.test_images)) == (0, 12)
 
 

@@ -20,7 +20,8 @@ from conftest import ROOT, refuse, snapshot
 from PIL import Image
 from tiny_runs import DATASET, IMAGES, Model, epochs_in, new, train, train_epoch, write_config
 
-from vae import data, files, run, sampling
+from vae import files, run, sampling
+from vae.data import load
 from vae.run import Run
 from vae.runs import read_config
 
@@ -333,7 +334,7 @@ def test_a_run_knows_where_its_own_images_are(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize("warning", ["MNIST is unavailable", None, 5])
 def test_a_run_on_digits_instead_of_mnist_says_so_when_it_is_resumed_as_well(root, warning):
     one = new()
-    with one.begin(Model(), replace(data.load(data.Options("digits")), warning="MNIST is unavailable")):
+    with one.begin(Model(), replace(load.load(load.Options("digits")), warning="MNIST is unavailable")):
         assert read_config(one.folder)["dataset"]["warning"] == "MNIST is unavailable"
     write_config(one.folder, dataset=read_config(one.folder)["dataset"] | {"warning": warning})
     assert Run.resume("", {}).load_data().warning == (warning if isinstance(warning, str) else None)

@@ -23,8 +23,9 @@ from PIL import Image
 import evaluate
 import generator
 import main
-from vae import data, download, files, plots, run, settings
-from vae.dataset import to_pixels
+from vae import files, plots, run, settings
+from vae.data import load, public
+from vae.data.dataset import to_pixels
 from vae.run import LOSSES, Run
 from vae.runs import read_config
 
@@ -228,7 +229,7 @@ def test_a_run_has_the_promised_files_and_a_history_that_adds_up(small_run):
 def test_the_config_of_a_run_says_all_about_it(small_run):
     config, last = read_config(small_run.folder), history_of(small_run.folder)[-1]
     assert config["settings"] == vars(settings.complete(main.parse(SMALL_RUN))) | {"components": 30}
-    sha256 = data.load(data.Options("digits")).sha256
+    sha256 = load.load(load.Options("digits")).sha256
     dataset = {"name": "digits", "sha256": sha256, "label_names": None, "warning": None, "image_size": [28, 28]}
     assert config["dataset"] == dataset | {"train_images": 1500, "validation_images": 0, "test_images": 297}
     assert {"python", "keras", "numpy", config["backend"]} == set(config["versions"])
@@ -293,7 +294,8 @@ def read_terminal(terminal: int, end: int) -> str:
 
 def test_a_run_that_is_interrupted_and_resumed_is_the_run_without_a_break(small_run, run_copy, root, here, monkeypatch):
     """The same to the last bit: with dropout, binary pixels, and the schedule of the learning rate."""
-    from vae import batches, fast
+    from vae import fast
+    from vae.data import batches
 
     folder = root / "mine"
     status, shown = interrupt_second_epoch("--name", "mine")
@@ -357,7 +359,7 @@ def test_the_model_is_built_as_the_settings_say(here, monkeypatch):
 
     def build(*flags):
         return main.build_vae(
-            settings.complete(main.parse([*SMALL_RUN, "--components", "4", *flags])), data.load(data.Options("digits"))
+            settings.complete(main.parse([*SMALL_RUN, "--components", "4", *flags])), load.load(load.Options("digits"))
         )
 
     plain, same = build(), build()
@@ -381,7 +383,7 @@ def test_an_operation_keeps_to_one_core_only_where_a_batch_is_in_shards(here, mo
     monkeypatch.setattr(main.terminal, "import_keras", lambda in_shards: asked.append(in_shards) or plain_keras)
     for flags in (["--batch-size", "50"], ["--batch-size", "49"], ["--network", "batchnorm"]):
         options = settings.complete(main.parse([*SMALL, "--components", "4", *flags]))
-        main.build_vae(options, data.load(data.Options("digits")))
+        main.build_vae(options, load.load(load.Options("digits")))
     assert asked == [True, False, False]
 
 
@@ -454,7 +456,7 @@ def test_all_at_once_without_network(root, here, tmp_path, monkeypatch, capsys):
     """Held-out images, Gaussian pixels and saved reconstructions, on the digits, as MNIST is unavailable."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        monkeypatch.setitem(download.MIRRORS, "mnist", (f"http://127.0.0.1:{free.getsockname()[1]}/",))
+        monkeypatch.setitem(public.MIRRORS, "mnist", (f"http://127.0.0.1:{free.getsockname()[1]}/",))
     titles = []
     for name in ("loss_curves", "reconstructions"):
         draw = getattr(plots, name)
@@ -617,7 +619,7 @@ def test_reconstructions_are_beside_their_originals(here):
     flags = ["--checkpoint", str(SHIPPED), "--dataset", "digits", "--count", "10000", "--arrays", "a.npz"]
     generator.main(["--reconstruct", *flags])
     pairs = np.load("a.npz")["images"].reshape(297, 2, 28, 28)
-    test_images = to_pixels(data.load(data.Options("digits")).test_images)
+    test_images = to_pixels(load.load(load.Options("digits")).test_images)
     assert {image.tobytes() for image in pairs[:, 0]} == {image.tobytes() for image in test_images}
     errors = np.square(pairs[:, None, 0] - pairs[None, :, 1]).sum(axis=(2, 3))
     assert np.diag(errors).mean() < 0.5 * errors.mean()
@@ -651,7 +653,7 @@ def test_flags_that_make_no_sense_are_refused_and_nothing_is_written(run_copy, h
 
 def test_a_decoder_alone_is_enough_for_a_run_without_a_learned_prior(run_copy, here, monkeypatch, capsys):
     """Neither the encoder nor images are needed, and no prior.npz where the prior is N(0, I)."""
-    monkeypatch.setattr(data, "load", None)
+    monkeypatch.setattr(load, "load", None)
     for path in run_copy.iterdir():
         if path.name not in ("config.json", "decoder.keras"):
             path.unlink()
@@ -718,7 +720,7 @@ def test_arrays_have_the_codes_and_losses_of_each_image(small_run, here, monkeyp
     """Against NumPy, SciPy and Keras alone; in several batches, of binary pixels."""
     from scipy.stats import multivariate_normal, norm
 
-    from vae.batches import Batches
+    from vae.data.batches import Batches
 
     monkeypatch.setattr(evaluate, "BATCH", 100)
     flags = ["--checkpoint", str(small_run.folder), "--seed", "4", *FEW]
@@ -728,7 +730,7 @@ def test_arrays_have_the_codes_and_losses_of_each_image(small_run, here, monkeyp
     assert list(found) == ["mean", "log_var", *LOSSES, "labels"]
     assert measure(capsys, *flags)[0] == measured
 
-    dataset, run = data.load(data.Options("digits")), Run.find(str(small_run.folder))
+    dataset, run = load.load(load.Options("digits")), Run.find(str(small_run.folder))
     batches = Batches(dataset.test_images, 100, 4, binarize=True)
     pixels = np.concatenate([batches[index][0] for index in range(len(batches))])
     assert len(batches) == 3 and set(np.unique(pixels)) == {0, 1}
@@ -777,7 +779,7 @@ def test_the_latent_space_and_the_hundred_strangest_images_are_drawn(small_run, 
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == names
     assert all(min(Image.open(name).size) > 300 for name in names)
     images, losses, title = shown
-    all_losses, all_images = np.load("a.npz")["general_loss"], data.load(data.Options("digits")).test_images
+    all_losses, all_images = np.load("a.npz")["general_loss"], load.load(load.Options("digits")).test_images
     np.testing.assert_array_equal(losses, np.sort(all_losses)[::-1][:100])
     np.testing.assert_array_equal(images[0], to_pixels(all_images[all_losses.argmax()][None])[0])
     assert images.shape == (100, 28, 28)
@@ -872,7 +874,7 @@ def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here,
         assert measured["active_units"] == SHIPPED_ACTIVE and measured["nll"] < SHIPPED_LIKELIHOOD
         assert measured["label_accuracy"] == pytest.approx(SHIPPED_ACCURACY, abs=0.003)
 
-    images = data.load(data.Options(data=place[1]) if is_mnist else data.Options("digits")).test_images
+    images = load.load(load.Options(data=place[1]) if is_mnist else load.Options("digits")).test_images
     chosen = np.random.default_rng(0).permutation(len(images))[:1000]  # the likelihood was estimated on these
     np.save("x.npy", to_pixels(images[chosen]))
     command = [sys.executable, "-I", "-c", ELSEWHERE, SHIPPED, "x.npy", "10"]

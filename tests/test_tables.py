@@ -5,7 +5,7 @@ import pytest
 from conftest import refuse
 from helpers import load, make_arrays, to_csv
 
-from vae import tables
+from vae.data import tables
 
 
 def test_csv_of_floats_names_and_other_columns(tmp_path):

@@ -22,7 +22,8 @@ from helpers import (
     write_npz,
 )
 
-from vae import formats, unpack
+from vae import unpack
+from vae.data import formats
 
 
 def write_set(folder, kind: str):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from vae import files, run, runs
-from vae.dataset import Dataset
+from vae.data.dataset import Dataset
 from vae.run import Run
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)

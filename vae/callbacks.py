@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from vae.batches import Batches
+from vae.data.batches import Batches
 from vae.run import LOSSES, Run
 from vae.terminal import UserError, raise_lost_signal
 

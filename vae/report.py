@@ -4,8 +4,8 @@ import os
 import sys
 from argparse import Namespace
 
-from vae import data
-from vae.dataset import Dataset, number_as_in_run
+from vae.data import load
+from vae.data.dataset import Dataset, number_as_in_run
 from vae.networks import NETWORKS
 from vae.run import Run
 from vae.settings import MOST_COMPONENTS, variance_of
@@ -32,7 +32,7 @@ def list_networks() -> None:
 
 def load_shown_images(run: Run, options: Namespace) -> Dataset:
     """Load the images that a trained model is shown, by the flags of settings.add_data_flags; print the remarks."""
-    dataset = data.load_for_run(data.Options(options.dataset, options.data, options.transpose), run.config)
+    dataset = load.load_for_run(load.Options(options.dataset, options.data, options.transpose), run.config)
     dataset = number_as_in_run(dataset, run.label_names)
     print_remarks(dataset)
     return dataset

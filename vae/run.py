@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vae import data, files, runs, sampling
-from vae.dataset import Dataset, hold_out
+from vae import files, runs, sampling
+from vae.data import load
+from vae.data.dataset import Dataset, hold_out
 from vae.settings import FURTHER, check, complete, fit_defaults, flag, read_settings
 from vae.terminal import UserError, as_path, shown
 
@@ -115,7 +116,7 @@ class Run:
         settings = self.settings
         if settings.data:
             settings.data = os.path.abspath(as_path(settings.data))  # the run may be restored from other folders
-        dataset = self._load_same_data() if self.config else data.load(self._data_options())
+        dataset = self._load_same_data() if self.config else load.load(self._data_options())
         dataset = hold_out(dataset, settings.validation_split, settings.seed)
         count = len(dataset.train_images)
         if self.config is None:
@@ -125,14 +126,14 @@ class Run:
             raise UserError(f"--batch-size {settings.batch_size}: there are only {count} training images{rest}")
         return dataset
 
-    def _data_options(self) -> data.Options:
+    def _data_options(self) -> load.Options:
         settings = self.settings
-        return data.Options(settings.dataset, settings.data, settings.transpose, settings.image_size, settings.seed)
+        return load.Options(settings.dataset, settings.data, settings.transpose, settings.image_size, settings.seed)
 
     def _load_same_data(self) -> Dataset:
         """Load the images that the run began with; UserError where there are others now."""
         elsewhere = "data" in self.given or "dataset" in self.given
-        dataset = data.load_for_run(self._data_options() if elsewhere else data.Options(), self.config)
+        dataset = load.load_for_run(self._data_options() if elsewhere else load.Options(), self.config)
         if dataset.sha256 != self.config["dataset"]["sha256"]:
             raise UserError(
                 f"--resume: {dataset.source} holds other images than the run began with; say with --data where they are"
@@ -231,7 +232,7 @@ class Run:
     def _draw_training_images(self) -> None:
         """Draw a hundred of the images that the network learns from."""
         from vae import plots
-        from vae.batches import Batches
+        from vae.data.batches import Batches
 
         images, seed = self._training_images, self.settings.seed
         chosen = np.random.default_rng(seed).permutation(len(images))[:100]

@@ -6,7 +6,8 @@ Only a piece of an array is in memory at a time, so there may be more images tha
 from collections.abc import Iterator
 from pathlib import Path
 
-from vae import convert, files, formats, layouts, terminal
+from vae import files, terminal
+from vae.data import convert, formats, layouts
 from vae.terminal import UserError, as_path
 
 LETTERS = {"images": "x", "labels": "y"}

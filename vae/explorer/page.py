@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae.dataset import Dataset
+from vae.data.dataset import Dataset
 from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
 from vae.metrics import ACTIVE
 from vae.run import Run
@@ -251,13 +251,13 @@ def _describe_map(codes: np.ndarray, numbers: np.ndarray | None, arrays: Arrays)
 
 def _fill_template(facts: dict, arrays: Arrays) -> str:
     folder = Path(__file__).parent
-    page = (folder / "explorer.html").read_text(encoding="utf-8")
+    page = (folder / "page.html").read_text(encoding="utf-8")
     text = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")  # or "</script>" in a name would end it
     parts = {
         "noun": facts["noun"],
         "facts": text,
         "arrays": arrays.to_text(),
-        "model": (folder / "explorer.js").read_text(encoding="utf-8"),
-        "page": (folder / "explorer_page.js").read_text(encoding="utf-8"),
+        "model": (folder / "network.js").read_text(encoding="utf-8"),
+        "page": (folder / "page.js").read_text(encoding="utf-8"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], page)

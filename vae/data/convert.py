@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vae import formats
+from vae.data import formats
 from vae.terminal import UserError
 
 SIZES = range(8, 129, 4)  # of the height and the width that the networks take

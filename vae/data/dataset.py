@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vae import formats
+from vae.data import formats
 from vae.terminal import UserError
 
 EMBEDDED = "embedded in scikit-learn"

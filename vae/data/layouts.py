@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vae import formats, pictures, tables
-from vae.convert import Remarks
+from vae.data import formats, pictures, tables
+from vae.data.convert import Remarks
 from vae.terminal import UserError
 
 PART_OF = pictures.PART_OF | {"t10k": "test"}

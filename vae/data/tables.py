@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vae.formats import check_size, in_one_line, open_unzipped
+from vae.data.formats import check_size, in_one_line, open_unzipped
 from vae.terminal import UserError
 
 LINE = 2**20  # characters of a line of CSV, at most

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 
-from vae.dataset import to_pixels
+from vae.data.dataset import to_pixels
 
 
 class Batches(keras.utils.PyDataset):

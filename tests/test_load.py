@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, refuse
 from helpers import load, make_arrays, make_idx_files, write_folder, write_npz
 
-from vae import data
-from vae.data import Options
+from vae.data import load as loading
+from vae.data.load import Options
 
 HEAVY = ("PIL", "keras", "pooch", "requests", "sklearn", "tensorflow", "tqdm")
 
@@ -20,7 +20,7 @@ HEAVY = ("PIL", "keras", "pooch", "requests", "sklearn", "tensorflow", "tqdm")
 def test_digits():
     from sklearn.datasets import load_digits
 
-    small, dataset = load_digits(), data.load(Options("digits"))
+    small, dataset = load_digits(), loading.load(Options("digits"))
     assert (dataset.name, dataset.source, dataset.warning) == ("digits", "embedded in scikit-learn", None)
     assert (dataset.train_images.shape, dataset.test_images.shape) == ((1500, 28, 28), (297, 28, 28))
     assert dataset.image_shape == (28, 28) and dataset.validation_images is None
@@ -47,8 +47,8 @@ def test_the_fingerprint_depends_on_the_images_alone(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 27, 132, -4])
 def test_a_size_that_no_network_takes_is_refused_before_a_download(monkeypatch, size):
-    monkeypatch.setattr(data.download, "find", lambda name: pytest.fail("it is downloaded"))
-    assert f"--image-size {size}" in refuse(data.load, Options("mnist", image_size=size))
+    monkeypatch.setattr(loading.public, "find", lambda name: pytest.fail("it is downloaded"))
+    assert f"--image-size {size}" in refuse(loading.load, Options("mnist", image_size=size))
 
 
 # The user's own images
@@ -59,7 +59,7 @@ def test_a_size_that_no_network_takes_is_refused_before_a_download(monkeypatch, 
 )
 def test_the_name_is_fit_for_a_folder(tmp_path, name, safe):
     folder = write_folder(tmp_path / name, make_idx_files())
-    dataset = data.load(Options("digits", str(folder)))  # --data wins
+    dataset = loading.load(Options("digits", str(folder)))  # --data wins
     assert (dataset.name, dataset.source, dataset.warning) == (safe, str(folder), None)
     assert load(write_npz(tmp_path / f"{name}.npz", **make_arrays())).name == safe
 
@@ -82,14 +82,14 @@ def test_a_path_without_images_is_refused(tmp_path):
 @pytest.mark.parametrize("path", ["~\0", "~\ud800", "\0", "a\nb", "\u2028", "x" * 300, "x" * 10**5, "/" + "x/" * 3000])
 def test_a_path_from_a_hostile_config_is_refused_in_one_line(path):
     config = {"settings": {"data": path}, "dataset": {"name": "mine"}}
-    assert "--data" in refuse(load, path) and "--data" in refuse(data.load_for_run, Options(), config)
+    assert "--data" in refuse(load, path) and "--data" in refuse(loading.load_for_run, Options(), config)
 
 
 @pytest.mark.parametrize("name", ["cifar", "a\nb", "x" * 10**5, ""])
 def test_an_unknown_data_set_is_refused_in_one_line(name):
-    assert "no such data set" in refuse(data.load, Options(name))
+    assert "no such data set" in refuse(loading.load, Options(name))
     config = {"settings": {"data": None}, "dataset": {"name": name}}
-    assert "no such data set" in refuse(data.load_for_run, Options(), config)
+    assert "no such data set" in refuse(loading.load_for_run, Options(), config)
 
 
 def test_the_images_of_a_run_are_found_again(tmp_path):
@@ -97,17 +97,17 @@ def test_the_images_of_a_run_are_found_again(tmp_path):
     settings = {"data": folder, "image_size": 16, "transpose": True, "seed": 5}
     own = {"settings": settings, "dataset": {"name": "mine"}}
     public = {"settings": {"data": None}, "dataset": {"name": "digits"}}  # of a version that had fewer settings
-    trained_on = data.load(Options(data=folder, transpose=True, image_size=16, seed=5))
-    assert data.load_for_run(Options(), own).sha256 == trained_on.sha256
-    assert data.load_for_run(Options("digits"), own).image_shape == (16, 16)
-    assert data.load_for_run(Options("digits"), own).notes != trained_on.notes  # it is not transposed
-    assert data.load_for_run(Options(), public).name == "digits"
-    assert data.load_for_run(Options(data=folder), public).name == "mine"
+    trained_on = loading.load(Options(data=folder, transpose=True, image_size=16, seed=5))
+    assert loading.load_for_run(Options(), own).sha256 == trained_on.sha256
+    assert loading.load_for_run(Options("digits"), own).image_shape == (16, 16)
+    assert loading.load_for_run(Options("digits"), own).notes != trained_on.notes  # it is not transposed
+    assert loading.load_for_run(Options(), public).name == "digits"
+    assert loading.load_for_run(Options(data=folder), public).name == "mine"
     recorded = {"settings": {"data": None}, "dataset": {"name": "digits", "image_size": [16, 24]}}
-    assert data.load_for_run(Options(), recorded).image_shape == (16, 24)
-    assert data.load_for_run(Options(data=folder), recorded).image_shape == (16, 24)
+    assert loading.load_for_run(Options(), recorded).image_shape == (16, 24)
+    assert loading.load_for_run(Options(data=folder), recorded).image_shape == (16, 24)
     shutil.rmtree(folder)
-    message = refuse(data.load_for_run, Options(), own)
+    message = refuse(loading.load_for_run, Options(), own)
     assert folder in message and "trained on" in message and not message.startswith("--data")
 
 
@@ -120,13 +120,13 @@ def test_the_test_set_of_a_run_depends_on_its_seed(tmp_path):
     np.testing.assert_array_equal(whole[dataset.test_labels], dataset.test_images)
     np.testing.assert_array_equal(whole[dataset.train_labels], dataset.train_images)
     assert sorted([*dataset.train_labels, *dataset.test_labels]) == list(range(50))
-    assert data.load_for_run(Options(), config).sha256 == dataset.sha256 != load(path, seed=6).sha256
+    assert loading.load_for_run(Options(), config).sha256 == dataset.sha256 != load(path, seed=6).sha256
     assert any("5 of 50 images are held out as the test set" in note for note in dataset.notes)
 
 
 def test_test_images_alone_can_be_measured_but_not_trained_on(tmp_path):
     path = write_npz(tmp_path / "a.npz", x_test=make_arrays()["x_test"])
-    dataset = data.load_for_run(Options(data=str(path)), {"settings": {}, "dataset": {}})
+    dataset = loading.load_for_run(Options(data=str(path)), {"settings": {}, "dataset": {}})
     assert len(dataset.test_images) == 3 and dataset.train_images.shape == (0, 28, 28)
     assert "test images only" in refuse(load, path)
 
@@ -155,4 +155,4 @@ def test_mnist_itself(tmp_path, monkeypatch):
     assert dataset.sha256 == "9beded8eb003dc0fbc1e56a426b0d438375b7129b796b2fe673dddfe8d9c40e5"
     monkeypatch.setenv("VAE_CACHE", str(tmp_path))
     shutil.copytree(folder, tmp_path / "mnist")
-    assert data.load(Options("mnist")).source == f"cache {tmp_path / 'mnist'}"
+    assert loading.load(Options("mnist")).source == f"cache {tmp_path / 'mnist'}"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vae import convert, download, layouts
-from vae.convert import Remarks
-from vae.dataset import EMBEDDED, Dataset, Images, split, take
-from vae.layouts import Contents
+from vae.data import convert, layouts, public
+from vae.data.convert import Remarks
+from vae.data.dataset import EMBEDDED, Dataset, Images, split, take
+from vae.data.layouts import Contents
 from vae.settings import DATASETS
 from vae.terminal import UserError, as_path
 
@@ -73,7 +73,7 @@ def _load(options: Options) -> Dataset:
     if name == "digits":
         return load_digits(options)
     try:
-        path, source = download.find(name)
+        path, source = public.find(name)
         return _read(name, path, source, options)
     except UserError as error:
         if options.dataset is not None:

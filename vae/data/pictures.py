@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vae import convert, formats
-from vae.convert import Remarks
+from vae.data import convert, formats
+from vae.data.convert import Remarks
 from vae.terminal import UserError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")

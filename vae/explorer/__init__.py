@@ -1,0 +1,1 @@
+"""One HTML page in which a trained model can be explored."""
