@@ -7,7 +7,6 @@ import pytest
 
 from vae import sampling
 from vae.sampling import Mixture
-from vae.terminal import UserError
 
 
 @pytest.fixture
@@ -48,7 +47,6 @@ def test_labels_are_learned_from_the_codes(overlapping):
     np.testing.assert_allclose(known.class_shares, by_hand, atol=1e-5)
     for name in ("weights", "means", "factors"):
         assert getattr(known, name) is getattr(apart, name)
-    assert sampling.read_mixture(vars(known), 2).labels.tolist() == [3, 7]
 
 
 def test_labels_of_many_codes(overlapping, monkeypatch):
@@ -86,11 +84,8 @@ def test_draws_have_the_moments_of_the_mixture(overlapping):
 
 def test_the_normal_prior_is_a_mixture_of_one(overlapping):
     normal = sampling.make_normal(3)
-    assert (normal.is_normal, normal.count_params(), overlapping.is_normal) == (True, 0, False)
-    assert (
-        not replace(normal, means=normal.means + 1).is_normal
-        and not replace(normal, factors=2 * normal.factors).is_normal
-    )
+    moved, stretched = replace(normal, means=normal.means + 1), replace(normal, factors=2 * normal.factors)
+    assert [prior.is_normal for prior in (normal, overlapping, moved, stretched)] == [True, False, False, False]
     z = draw(normal, 20_000)
     np.testing.assert_allclose(z.mean(axis=0), [0, 0, 0], atol=0.04)
     np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.05)
@@ -144,49 +139,28 @@ def test_a_label_without_weight_cannot_be_drawn(overlapping):
     assert without.drawable_labels.tolist() == [1]
 
 
-# Reading
+@pytest.mark.parametrize("label", [None, 1])
+def test_the_first_vectors_are_the_same_for_every_count(overlapping, label, monkeypatch):
+    """To the last bit; they are computed in parts, of which the last is smaller."""
+    monkeypatch.setattr(sampling, "AT_ONCE", 7)
+    many = draw(overlapping, 50, label=label)
+    for count in (1, 2, 7, 9, 49):
+        np.testing.assert_array_equal(draw(overlapping, count, label=label), many[:count])
+    assert len(np.unique(many, axis=0)) == 50 and not np.isin(many, draw(overlapping, 50, label=label, seed=2)).any()
 
 
-def test_arrays_that_do_not_fit_are_refused(overlapping):
-    mixture = overlapping
-    arrays = vars(mixture)
-    read = sampling.read_mixture(arrays | {"activity": np.ones(2)}, 2)
-    np.testing.assert_array_equal(draw(read, 10, label=1), draw(mixture, 10, label=1))
-    upper = mixture.factors.copy()
-    upper[0, 0, 1] = 0.5
-    for broken in (
-        *(
-            {name: array for name, array in arrays.items() if name != missing}
-            for missing in ("weights", "means", "factors", "labels")
-        ),
-        arrays | {"means": mixture.means[:, :1]},
-        arrays | {"weights": -mixture.weights},
-        arrays | {"weights": mixture.weights / 2},
-        arrays | {"weights": mixture.weights[:0], "means": mixture.means[:0], "factors": mixture.factors[:0]},
-        arrays | {"means": np.full(mixture.means.shape, 1e300)},
-        arrays | {"factors": np.full_like(mixture.factors, np.nan)},
-        arrays | {"factors": np.zeros_like(mixture.factors)},
-        arrays | {"factors": upper},
-        arrays | {"class_shares": mixture.class_shares / 2},
-        arrays | {"class_shares": 2 * mixture.class_shares - 0.5},
-        arrays | {"class_shares": mixture.class_shares[0]},
-        arrays | {"labels": mixture.labels[:1]},
-    ):
-        with pytest.raises(UserError, match=r"^prior\.npz (lacks the array|holds no prior) .*; choose another run$"):
-            sampling.read_mixture(broken, 2)
-    with pytest.raises(UserError, match="for this decoder"):
-        sampling.read_mixture(arrays, 3)
-    count = sampling.MAX_COMPONENTS + 1
-    many = {
-        "weights": np.full(count, 1 / count),
-        "means": np.zeros((count, 2)),
-        "factors": np.stack([np.eye(2)] * count),
-    }
-    with pytest.raises(UserError, match="for this decoder"):
-        sampling.read_mixture(many, 2)
-    one = {"weights": np.ones(1), "means": np.zeros((1, 2)), "factors": np.eye(2)[None]}
-    found = sampling.read_mixture(one, 2)
-    assert found.is_normal and not found.labels.size
+def test_a_second_draw_from_one_generator_is_another(overlapping):
+    rng = np.random.default_rng(1)
+    assert not np.isin(overlapping.draw(rng, 20), overlapping.draw(rng, 20)).any()
+
+
+def test_a_prior_without_labels_is_read(overlapping):
+    arrays = {name: getattr(overlapping, name).astype(np.float64) for name in ("weights", "means", "factors")}
+    prior = sampling.read_mixture(arrays)
+    assert {array.dtype for name, array in vars(prior).items() if name != "labels"} == {np.dtype(np.float32)}
+    assert (prior.labels.shape, prior.class_shares.shape) == ((0,), (3, 0))
+    np.testing.assert_array_equal(draw(prior, 9), draw(overlapping, 9))
+    np.testing.assert_array_equal(sampling.read_mixture(vars(overlapping)).class_shares, overlapping.class_shares)
 
 
 # Walks and planes
@@ -237,15 +211,26 @@ def test_a_walk_in_a_mixture_takes_the_bridge_between_two_clusters():
 
 
 def test_a_walk_crosses_a_desert_where_it_must():
-    """Each cluster has more Gaussians than a walk may go to from one."""
+    """Each cluster has more Gaussians than a walk may go to from one, and so no step to the other cluster."""
     rng = np.random.default_rng(0)
     left, right = rng.normal((-50, 0), 0.2, (30, 2)), rng.normal((50, 0), 0.2, (30, 2))
     prior = make_clusters(*left, *right, deviation=0.01)
     (walk,) = sampling.walk(prior, prior.means[:1], prior.means[-1:], 9)
     np.testing.assert_allclose(walk[[0, -1]], prior.means[[0, -1]], atol=1e-4)
-    assert np.isfinite(walk).all()
+    assert np.isfinite(walk).all() and np.ptp(walk[:, 1]) < 2  # nearly straight
     (still,) = sampling.walk(prior, prior.means[:1], prior.means[:1], 4)
     np.testing.assert_allclose(still, np.tile(prior.means[0], (4, 1)), atol=1e-4)
+
+
+def test_a_walk_among_few_gaussians_is_short():
+    """With a single Gaussian it is straight; and how others walk makes no difference."""
+    ends = np.array([[1, 0], [0, 3], [-2, 1]], np.float32)
+    one = make_clusters((0, 1), deviation=3)
+    walks = sampling.walk(one, ends[:2], ends[1:], 3)
+    np.testing.assert_allclose(walks, [[[1, 0], [0.5, 1.5], [0, 3]], [[0, 3], [-1, 2], [-2, 1]]], atol=1e-6)
+    three = make_clusters((0, 0), (1, 2), (-1, 2))
+    together = sampling.walk(three, ends[:2], ends[1:], 8)
+    np.testing.assert_array_equal(sampling.walk(three, ends[1:2], ends[2:], 8)[0], together[1])
 
 
 def test_the_plane_of_the_normal_prior_has_its_quantiles():
