@@ -1,71 +1,60 @@
 """Train a variational autoencoder on MNIST: python main.py (see python main.py --help)."""
 
-import importlib
 import math
 from argparse import Namespace
-from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 
-from vae import parallel, report, settings, terminal
+from vae import backend, parallel, report, sampling, settings, terminal
 from vae.data.dataset import Dataset
-from vae.networks import SMALLEST_BATCH
 from vae.run import LOSSES, Run
 
 WARMUP = 0.01  # share of the training steps in which the learning rate rises
-BATCH = 1000  # images in a batch that is only measured, encoded or reconstructed
-CODES = 200_000  # training images, at most, that are encoded at the end: more would not improve the statistics
+MEASURED_AT_ONCE = 1000  # images in a batch that is only measured, encoded or reconstructed
+MOST_CODES = 200_000  # training images, at most, that are encoded at the end: more would not improve the statistics
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Settings -> data -> model -> training -> files -> figures."""
+def main(arguments: list[str] | None = None) -> Path | None:
+    """Settings -> data -> model -> training -> files -> figures. Returns the run's folder."""
     given = parse(arguments)
     if given.get("network") == "help":
-        terminal.import_keras()
         return report.list_networks()
-    with parallel.Devices(given) as team:  # one device, as a rule
+    with parallel.joined(given):  # one process on one device, as a rule
         run = Run.resume(given.pop("resume"), given) if "resume" in given else Run.new(given)
         if run.is_complete:
             return report.print_complete(run)
         dataset = run.load_data()  # images to train on, to validate on and to test on
         report.print_remarks(dataset)
-        team.share()
         vae = build_vae(run.settings, dataset)
-        report.print_banner(run.settings, dataset, vae)
-        with run.begin(vae, dataset, team.is_first):  # a new run starts at epoch 0; a resumed one restores all
+        with run.begin(vae, dataset):  # a new run starts at epoch 0; a resumed one restores all
+            report.print_banner(run, dataset, vae)
             train(vae, dataset, run)
-            if team.is_first:
-                vae = parallel.gather(vae, lambda: build_vae(run.settings, dataset))
-                report.print_end(run, dataset, finish(vae, dataset, run))
+            if parallel.is_first():
+                finish(vae, dataset, run)
+                report.print_end(run, dataset)
+    return run.folder
 
 
 def parse(arguments: list[str] | None = None) -> dict:
     """Read the command line: the values that were given, by the names of their flags."""
     parser = terminal.Parser(description="Train a variational autoencoder on MNIST; the run is saved in checkpoints/.")
     settings.add_flags(parser)
-    settings.add_resume_flag(parser)
     parallel.add_flags(parser)
     return vars(parser.parse_args(arguments))
 
 
 def build_vae(options: Namespace, dataset: Dataset):
     """Build and compile the VAE that the settings describe."""
-    network = settings.NETWORKS[options.network]
-    in_shards = network.in_shards and options.batch_size >= SMALLEST_BATCH
-    keras = terminal.import_keras(in_shards)
-    from model import VAE, MixturePrior, NormalPrior
-    from vae import fast
+    keras = backend.prepare(options)  # imported only now, as it takes seconds: flags and images are checked
+    from model import MixturePrior, NormalPrior
 
-    backend = keras.backend.backend()
-    keras.utils.set_random_seed(options.seed)  # the weights at the start
-    keras.config.set_dtype_policy(options.precision)
-    if options.deterministic and backend == "tensorflow":
-        importlib.import_module("tensorflow").config.experimental.enable_op_determinism()
+    network = settings.NETWORKS[options.network]
     halves = network.build(dataset.image_shape, options.hidden_dim, options.latent_dim)  # encoder and decoder
     mixture = options.prior == "mixture"
     prior = MixturePrior(options.components, options.latent_dim) if mixture else NormalPrior()
+    VAE = backend.choose_vae(options.shards)  # model.VAE, or one that computes the same faster
     vae = VAE(halves, prior, options.beta, settings.variance_of(options), options.importance_samples)
-    vae = fast.speed_up(vae, in_shards)
 
     # The learning rate rises to its peak in a short warm-up and falls back to 0 along a cosine.
     steps = math.ceil(len(dataset.train_images) / options.batch_size) * options.epochs
@@ -73,76 +62,65 @@ def build_vae(options: Namespace, dataset: Dataset):
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=options.learning_rate, warmup_steps=warmup
     )
-    optimizer = fast.Adam(rate)
-    if options.precision == "mixed_float16":  # or small gradients would be zero
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    steps_per_call = network.images_per_call // (options.batch_size * options.importance_samples)
-    vae.compile(
-        optimizer,
-        jit_compile=backend == "jax",  # XLA slows these networks down on TensorFlow; JAX needs it
-        steps_per_execution=1 if backend == "torch" else max(1, steps_per_call),  # PyTorch knows no other number
-    )
-    vae.optimizer.build(vae.trainable_variables)  # or `fit` would trace the training step twice
+    backend.compile_vae(vae, keras.optimizers.Adam(rate), options)
     return vae
 
 
-def make_batches(images, options: Namespace):
-    """Return images (n, H, W) in their own order, grey or binary as the network sees them."""
+def make_batches(images, options: Namespace, size: int = MEASURED_AT_ONCE, shuffle: bool = False):
+    """Return batches of images (n, H, W), grey or binary as the network sees them, in their own order or shuffled."""
     from vae.data.batches import Batches
 
-    return Batches(images, BATCH, options.seed, binarize=options.binarize)
+    return parallel.deal(Batches(images, size, options.seed, shuffle=shuffle, binarize=options.binarize))
 
 
 def train(vae, dataset: Dataset, run: Run) -> None:
     """Train for the epochs that the run still lacks. The run is saved after every epoch."""
-    import keras
-
-    from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
-    from vae.data.batches import Batches, share
+    from vae import callbacks
 
     options = run.settings
-    batches = Batches(dataset.train_images, options.batch_size, options.seed, shuffle=True, binarize=options.binarize)
+    batches = make_batches(dataset.train_images, options, options.batch_size, shuffle=True)
     held_out = dataset.test_images if dataset.validation_images is None else dataset.validation_images
-    with closing(LogAndSave(run)) as log:  # a line an epoch; saves models, prior, history, config and state
-        callbacks = [Reseed(batches, options.seed), StopAtNonFinite(run), log]
-        if options.tensorboard:
-            callbacks.append(keras.callbacks.TensorBoard(str(run.folder / "tensorboard")))
-        if len(run.rows) < options.epochs:
-            print("-> Training is started.", flush=True)
-            vae.fit(
-                share(batches),
-                epochs=options.epochs,
-                initial_epoch=len(run.rows),
-                validation_data=share(make_batches(held_out, options)),
-                callbacks=callbacks,
-                shuffle=False,  # `Batches` shuffles, and draws binary pixels, by (seed, epoch)
-                verbose=0,
-            )
+    (shown,) = make_batches(dataset.test_images[:10], options)[0]
+    if len(run.rows) < options.epochs:
+        print("-> Training is started.", flush=True)
+        vae.fit(
+            batches,
+            epochs=options.epochs,
+            initial_epoch=len(run.rows),
+            validation_data=make_batches(held_out, options),
+            callbacks=callbacks.make(run, batches, shown),  # noise, log, saving, a stop at a loss that is not finite
+            shuffle=False,  # `Batches` shuffles, and draws binary pixels, by (seed, epoch)
+            verbose=0,
+        )
 
 
-def finish(vae, dataset: Dataset, run: Run) -> dict[str, float]:
-    """Save what a finished run has, and return its three losses on the test images."""
-    from vae import plots, sampling
+def finish(vae, dataset: Dataset, run: Run) -> None:
+    """Write what a finished run has: figures, the labels of its prior, its losses on the test images."""
+    from vae import plots
 
-    options = run.settings
-    images, labels = dataset.sample_training(CODES, options.seed)
+    options, is_dealt = run.settings, parallel.part()  # on several devices each epoch leaves a few images out
+    if is_dealt:
+        vae = build_vae(options, dataset)
+        run.restore(vae)
+    images, labels = dataset.sample_training(MOST_CODES, options.seed)
     mean, log_var = vae.encoder.predict(make_batches(images, options), verbose=0)
     if options.prior == "mixture" and labels is not None:
-        mixture = sampling.read_mixture(vae.prior.to_arrays(), options.latent_dim)
         codes = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
-        run.save_prior(vars(sampling.learn_labels(mixture, codes, labels)))
-    if options.save_reconstructions:
-        run.save_reconstructions(vae, make_batches(dataset.train_images, options), dataset.train_images.shape)
+        run.save_prior(sampling.learn_labels(run.load_prior(), codes, labels))
     vae.reseed(options.seed, options.epochs)
+    if options.save_reconstructions:
+        run.save_reconstructions(vae, make_batches(dataset.train_images, options))
     (images,) = make_batches(dataset.test_images[:40], options)[0]
     title = f"{options.network} on {dataset.name}" + (", as MNIST is unavailable" if dataset.replaces_mnist else "")
-    run.save_figure("loss_curves.png", plots.loss_curves(run.rows, title))
-    run.save_figure(
-        "reconstructions.png", plots.reconstructions(images, vae.reconstruct(images), f"{title}: test images")
-    )
-    losses = run.test_losses or vae.evaluate(make_batches(dataset.test_images, options), verbose=0, return_dict=True)
-    activity = [round(float(variance), 6) for variance in mean.var(axis=0)]  # of each latent dimension
-    return run.finish({name: round(float(losses[name]), 4) for name in LOSSES}, activity)
+    plots.write_figure(plots.loss_curves(run.rows, title), run.folder / "loss_curves.png")
+    pairs = plots.reconstructions(images, vae.reconstruct(images), f"{title}: test images")
+    plots.write_figure(pairs, run.folder / "reconstructions.png")
+    if run.frames:
+        plots.write_animation(run.frames, run.folder / "training.gif")
+    losses = {name: run.rows[-1].get(f"test_{name}") for name in LOSSES}
+    if is_dealt or run.held_out == "val":
+        losses = vae.evaluate(make_batches(dataset.test_images, options), verbose=0, return_dict=True)
+    run.record_end(losses, activity=mean.var(axis=0))
 
 
 if __name__ == "__main__":

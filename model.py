@@ -23,7 +23,7 @@ def build_encoder(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int
         [layers.Flatten(name="flatten1")(h1), layers.Flatten(name="flatten2")(h2)]
     )
     h = layers.Dropout(0.1, name="dropout")(h)  # or the encoder memorises the training images
-    return finish_encoder(image, h, latent_dim)
+    return end_encoder(image, h, latent_dim)
 
 
 def build_decoder(image_shape: tuple[int, int], latent_dim: int) -> keras.Model:
@@ -39,7 +39,7 @@ def build_decoder(image_shape: tuple[int, int], latent_dim: int) -> keras.Model:
     h = transposed_conv(4, 3, 1, "tconv3")(h)  # (batch, 14, 14, 4)
     h = layers.Reshape((height // 2, width // 2, 2, 2), name="pixels_2x2")(h)
     h = layers.Permute((1, 3, 2, 4), name="interleave")(h)  # (batch, 14, 2, 14, 2)
-    return finish_decoder(z, h, image_shape)
+    return end_decoder(z, h, image_shape)
 
 
 def transposed_conv(filters: int, size: int, strides: int, name: str, activation: str | None = None) -> layers.Layer:
@@ -47,14 +47,14 @@ def transposed_conv(filters: int, size: int, strides: int, name: str, activation
     return layers.Conv2DTranspose(filters, size, strides, padding="same", activation=activation, name=name)
 
 
-def finish_encoder(image, features, latent_dim: int) -> keras.Model:
+def end_encoder(image, features, latent_dim: int) -> keras.Model:
     """End an encoder in q(z|x) = N(mean, diag(exp(log_var))). Both are linear in the features, and float32."""
     mean = layers.Dense(latent_dim, dtype="float32", name="mean")(features)
     log_var = layers.Dense(latent_dim, dtype="float32", name="log_var")(features)
     return keras.Model(image, [mean, log_var], name="encoder")
 
 
-def finish_decoder(z, h, image_shape: tuple[int, int]) -> keras.Model:
+def end_decoder(z, h, image_shape: tuple[int, int]) -> keras.Model:
     """End a decoder in one logit per pixel, which training reads, and its sigmoid, which everybody else reads."""
     logits = layers.Reshape(image_shape, dtype="float32", name="logits")(h)  # (batch, 28, 28)
     pixels = layers.Activation("sigmoid", dtype="float32", name="pixels")(logits)
@@ -117,16 +117,9 @@ class MixturePrior(layers.Layer):
 
     def log_prob(self, z):
         """Return log p(z) for latent vectors (n, D): (n,)."""
-        factors = self._factors()
-        precisions = ops.matmul(ops.transpose(factors, (0, 2, 1)), factors)  # (M, D, D)
-        centres = ops.einsum("mij,mj->mi", factors, self.means)  # F mean, (M, D)
-        # |F (z - mean)|^2 by one product for all Gaussians: faster than to compute F (z - mean), (n, M, D)
-        squares = ops.reshape(z[:, :, None] * z[:, None], (-1, z.shape[1] ** 2))  # (n, D * D)
-        distances = ops.matmul(squares, ops.transpose(ops.reshape(precisions, (-1, z.shape[1] ** 2))))  # (n, M)
-        distances -= 2 * ops.matmul(z, ops.transpose(ops.einsum("mij,mi->mj", factors, centres)))
-        distances += ops.sum(ops.square(centres), axis=1)
         log_diagonals = ops.diagonal(self.triangles, axis1=1, axis2=2)  # (M, D)
-        log_normals = ops.sum(log_diagonals - 0.5 * LOG_2PI, axis=1) - 0.5 * distances
+        log_volumes = ops.sum(log_diagonals - 0.5 * LOG_2PI, axis=1)
+        log_normals = log_volumes - 0.5 * squared_distances(z, self.means, self._factors())  # (n, M)
         return ops.logsumexp(ops.log_softmax(self.logits) + log_normals, axis=1)
 
     def kl_loss(self, mean, log_var, log_prior):
@@ -146,6 +139,20 @@ class MixturePrior(layers.Layer):
         """Return the matrices F (M, D, D)."""
         identity = ops.eye(self.means.shape[1])
         return ops.tril(self.triangles, -1) + identity * ops.exp(self.triangles * identity)
+
+
+def squared_distances(z, means, factors):
+    """Return |F (z - m)|^2 for latent vectors z (n, D), means m (M, D) and matrices F (M, D, D): (n, M).
+
+    With P = F^T F it is z^T P z - 2 z^T P m + m^T P m. So one product serves all Gaussians: the D * D numbers z z^T
+    times those of each P. That is faster than F (z - m), which has n * M vectors.
+    """
+    size = z.shape[1]
+    precisions = ops.matmul(ops.transpose(factors, (0, 2, 1)), factors)  # (M, D, D)
+    products = ops.einsum("mij,mj->mi", precisions, means)  # P m, (M, D)
+    squares = ops.reshape(z[:, :, None] * z[:, None], (-1, size**2))  # z z^T, (n, D * D)
+    distances = ops.matmul(squares, ops.transpose(ops.reshape(precisions, (-1, size**2))))
+    return distances - 2 * ops.matmul(z, ops.transpose(products)) + ops.sum(means * products, axis=1)
 
 
 def importance_weighted_loss(log_weights):

@@ -42,8 +42,8 @@ def vae():
     """A VAE as small as can be."""
     keras.utils.set_random_seed(2)
     image, z = keras.Input(SIDES), keras.Input((2,))
-    encoder = model.finish_encoder(image, layers.Flatten()(image), 2)
-    vae = model.VAE((encoder, model.finish_decoder(z, layers.Dense(16)(z), SIDES)), model.NormalPrior())
+    encoder = model.end_encoder(image, layers.Flatten()(image), 2)
+    vae = model.VAE((encoder, model.end_decoder(z, layers.Dense(16)(z), SIDES)), model.NormalPrior())
     vae.compile(optimizer=keras.optimizers.Adam(0.001), run_eagerly=True)
     return vae
 

@@ -49,10 +49,10 @@ def pin(layer: layers.Dense, value: float) -> None:
 def transparent(mean: float, deviation: float, prior=None, **settings) -> model.VAE:
     """Return a VAE that has the same posterior for every image, and whose logits are z itself; its prior is N(0, I)."""
     image, z = keras.Input(SIDES), keras.Input((PIXELS,))
-    encoder = model.finish_encoder(image, layers.Flatten()(image), PIXELS)
+    encoder = model.end_encoder(image, layers.Flatten()(image), PIXELS)
     pin(encoder.get_layer("mean"), mean)
     pin(encoder.get_layer("log_var"), 2 * math.log(deviation))
-    return model.VAE((encoder, model.finish_decoder(z, z, SIDES)), prior or model.NormalPrior(), **settings)
+    return model.VAE((encoder, model.end_decoder(z, z, SIDES)), prior or model.NormalPrior(), **settings)
 
 
 def make_mixture(components: int = 4, latent_dim: int = PIXELS) -> model.MixturePrior:
@@ -285,7 +285,7 @@ def test_where_q_is_the_posterior_its_gradient_has_no_noise_at_all(images):
     prior.set_weights([np.zeros(2), np.full((2, PIXELS), 0.4), np.tile(-np.log(0.7) * np.eye(PIXELS), (2, 1, 1))])
     vae = transparent(0.4, 0.7, prior)
     z = keras.Input((PIXELS,))
-    blind = model.VAE((vae.encoder, model.finish_decoder(z, 0.0 * z, SIDES)), prior)
+    blind = model.VAE((vae.encoder, model.end_decoder(z, 0.0 * z, SIDES)), prior)
     before = biases_of(blind)
     blind.compile(keras.optimizers.SGD(1.0), jit_compile=False)
     blind.train_on_batch(images)
@@ -340,8 +340,8 @@ def test_several_samples_train_the_importance_weighted_bound_and_the_reported_lo
 
 def test_all_noise_is_a_function_of_the_keys(images):
     image, z = keras.Input(SIDES), keras.Input((PIXELS,))
-    encoder = model.finish_encoder(image, layers.Dropout(0.5, name="dropout")(layers.Flatten()(image)), PIXELS)
-    decoder = model.finish_decoder(z, layers.Dropout(0.5, name="dropout")(z), SIDES)
+    encoder = model.end_encoder(image, layers.Dropout(0.5, name="dropout")(layers.Flatten()(image)), PIXELS)
+    decoder = model.end_decoder(z, layers.Dropout(0.5, name="dropout")(z), SIDES)
     vae = model.VAE((encoder, decoder), model.NormalPrior())
 
     def train(*keys):

@@ -7,9 +7,21 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from model import NormalPrior
+from vae import parallel, plots, sampling
 from vae.data.batches import Batches
 from vae.run import LOSSES, Run
 from vae.terminal import UserError, raise_lost_signal
+
+DRAWS = 25  # in a frame of training.gif
+
+
+def make(run: Run, batches: Batches, shown: np.ndarray) -> list[keras.callbacks.Callback]:
+    """Return all callbacks of a run that trains on these batches. `shown` are images (10, H, W) of training.gif."""
+    callbacks = [Reseed(batches, run.settings.seed), StopAtNonFinite(run), LogAndSave(run, batches, shown)]
+    if run.settings.tensorboard:
+        callbacks.append(keras.callbacks.TensorBoard(str(run.folder / "tensorboard")))
+    return callbacks
 
 
 class Reseed(keras.callbacks.Callback):
@@ -46,22 +58,32 @@ class StopAtNonFinite(keras.callbacks.Callback):
         if not np.isfinite(values).all():
             done = len(self._run.rows)
             saved = "the epoch before it is saved" if done else "nothing was saved"
-            raise UserError(
-                f"{what} stopped being finite in epoch {done + 1}, by {where}; {saved}; try a lower --learning-rate"
-            )
+            remedy = "a smaller --beta" if self._run.settings.beta > 1 else "a lower --learning-rate"
+            raise UserError(f"{what} stopped being finite in epoch {done + 1}, by {where}; {saved}; try {remedy}")
+
+
+def _read_prior(vae) -> sampling.Mixture:
+    latent_dim = vae.decoder.input_shape[1]
+    if isinstance(vae.prior, NormalPrior):
+        return sampling.make_normal(latent_dim)
+    return sampling.read_mixture(vae.prior.to_arrays(), latent_dim)
 
 
 class LogAndSave(keras.callbacks.Callback):
     """Show a progress bar on a terminal; after each epoch save the run, then print a line."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, batches: Batches, shown: np.ndarray):
         super().__init__()
         self._run = run
-        self._bar = tqdm(disable=True)
+        self._batches = batches
+        self._shown = shown
 
     def on_train_begin(self, logs=None):
         rows, steps = self._run.rows, self.params["steps"]
         self._began = time.perf_counter() - (rows[-1]["elapsed"] if rows else 0)
+        if not rows:  # what the network learns from
+            images = self._batches[0][0][:100]
+            plots.write_picture(plots.tile([images], images.shape, 10), self._run.folder / "training_images.png")
         total = {"total": steps * self.params["epochs"], "initial": steps * len(rows)}
         self._bar = tqdm(**total, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 
@@ -80,15 +102,30 @@ class LogAndSave(keras.callbacks.Callback):
         losses = [round(float(logs[prefix + name]), 4) for prefix in ("", "val_") for name in LOSSES]
         seconds = self._steps_ended - self._epoch_began  # of the training steps, without the test pass
         row = self._run.make_row(losses, round(seconds, 3), round(time.perf_counter() - self._began, 3))
-        self._run.save_epoch(self.model, row)
-        tqdm.write(self._line(row))
+        self._run.save_epoch(self.model, row, self._draw_frame())
+        tqdm.write(self._write_line(row))
         sys.stdout.flush()
 
-    def close(self) -> None:
-        """Remove the progress bar, also after an error."""
+    def on_train_end(self, logs=None):
         self._bar.close()
 
-    def _line(self, row: dict) -> str:
+    def _draw_frame(self) -> np.ndarray | None:
+        """Draw a frame of training.gif: always the same 25 draws, and reconstructions of the same images.
+
+        A draw has the same noise in the same Gaussian after every epoch. On several devices there is no frame.
+        """
+        if parallel.is_together():
+            return None
+        rng = np.random.default_rng(self._run.settings.seed)
+        prior = _read_prior(self.model)
+        component = rng.integers(len(prior.weights), size=DRAWS)
+        noise = rng.standard_normal((DRAWS, prior.means.shape[1]), np.float32)
+        z = prior.means[component] + np.einsum("nij,nj->ni", prior.factors[component], noise)
+        codes = sampling.draw_codes(*self.model.encoder.predict_on_batch(self._shown), rng)
+        draws, reconstructions = (self.model.decoder.predict_on_batch(vectors) for vectors in (z, codes))
+        return plots.training_frame(draws, self._shown, reconstructions)
+
+    def _write_line(self, row: dict) -> str:
         epochs = self.params["epochs"]
         held_out = self._run.held_out
         who, loss = {"val": "Validation", "test": "Test"}[held_out], row[f"{held_out}_general_loss"]

@@ -10,9 +10,6 @@ Keras takes seconds to import, so only the builders import it: the command line 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SMALLEST_BATCH = 50  # images to compute in shards; half a smaller batch is not worth a core
-FORMER_NAMES = {"posterior": "softplus"}  # in the config.json of older runs
-
 
 @dataclass(frozen=True)
 class Network:
@@ -26,7 +23,7 @@ class Network:
     latent_dim: int
     validation_split: float = 0.0
     prior: str = "normal"
-    in_shards: bool = True  # whether a batch may be computed in parts (vae/fast.py)
+    in_shards: bool = True  # whether a batch may be computed in parts (vae/backend.py)
     images_per_call: int = 1000  # images per call of Keras; small, so that Ctrl-C is quick
 
     @property
@@ -65,11 +62,11 @@ def readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
 
     Left open by the authors: the rate of dropout, here 0.25.
     """
-    from model import finish_decoder, finish_encoder, keras, layers, transposed_conv
+    from model import end_decoder, end_encoder, keras, layers, transposed_conv
 
     image = keras.Input(image_shape, name="image")
     h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(image)  # (batch, 28, hidden_dim)
-    encoder = finish_encoder(image, layers.Flatten(name="flatten")(h), latent_dim)
+    encoder = end_encoder(image, layers.Flatten(name="flatten")(h), latent_dim)
 
     height, width = image_shape
     z = keras.Input((latent_dim,), name="z")
@@ -79,17 +76,17 @@ def readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
         h = transposed_conv(filters, 3, strides, f"tconv{number}", "relu")(h)  # 14 x 14; the last one 28 x 28
         h = layers.Dropout(0.25, name=f"dropout{number}")(h)
     h = layers.Flatten(name="flatten")(h)  # (batch, 25088)
-    return encoder, finish_decoder(z, layers.Dense(height * width, name="dense3")(h), image_shape)
+    return encoder, end_decoder(z, layers.Dense(height * width, name="dense3")(h), image_shape)
 
 
 @network(epochs=50, batch_size=100, learning_rate=4e-3, hidden_dim=28, latent_dim=2)
 def softplus(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     """Two latent dimensions; the encoder's standard deviation is a softplus.
 
-    It was called `posterior` before. Left open by the authors: epochs, batch size and learning rate. They also trained
+    Left open by the authors: epochs, batch size and learning rate. They also trained
     on Gaussian pixels; that is `--likelihood gaussian`.
     """
-    from model import finish_decoder, keras, layers, ops
+    from model import end_decoder, keras, layers, ops
 
     image = keras.Input(image_shape, name="image")
     h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
@@ -101,7 +98,7 @@ def softplus(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
 
     z = keras.Input((latent_dim,), name="z")
     h = layers.Dense(24, activation="relu", name="dense1")(z)
-    return encoder, finish_decoder(z, _upsample(h, image_shape, (64, 64, 32), "dense2"), image_shape)
+    return encoder, end_decoder(z, _upsample(h, image_shape, (64, 64, 32), "dense2"), image_shape)
 
 
 @network(epochs=30, batch_size=256, learning_rate=6e-3, hidden_dim=256, latent_dim=16, validation_split=0.3)
@@ -110,15 +107,15 @@ def dense(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
 
     Left open by the author: the learning rate.
     """
-    from model import finish_decoder, finish_encoder, keras, layers
+    from model import end_decoder, end_encoder, keras, layers
 
     image = keras.Input(image_shape, name="image")
-    encoder = finish_encoder(image, layers.LSTM(hidden_dim, name="lstm")(image), latent_dim)
+    encoder = end_encoder(image, layers.LSTM(hidden_dim, name="lstm")(image), latent_dim)
 
     z = keras.Input((latent_dim,), name="z")
     h = layers.Dense(256, activation="relu", name="dense1")(z)
     pixels = image_shape[0] * image_shape[1]
-    return encoder, finish_decoder(z, layers.Dense(pixels, name="dense2")(h), image_shape)
+    return encoder, end_decoder(z, layers.Dense(pixels, name="dense2")(h), image_shape)
 
 
 # Not in shards: it normalises over the whole batch.
@@ -131,13 +128,13 @@ def batchnorm(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     blocks; average pooling over 2 x 2 with stride 1, which smooths the pattern that strides leave; dropout 0.1; a last
     transposed convolution with a single channel.
     """
-    from model import finish_decoder, finish_encoder, keras, layers, transposed_conv
+    from model import end_decoder, end_encoder, keras, layers, transposed_conv
 
     image = keras.Input(image_shape, name="image")
     h = layers.Normalization(axis=None, mean=0.1307, variance=0.3081**2, name="normalization")(image)  # of MNIST
     h = layers.LSTM(hidden_dim, return_sequences=True, name="lstm")(h)  # (batch, 28, hidden_dim)
     h = layers.ReLU(name="relu")(layers.Flatten(name="flatten")(h))
-    encoder = finish_encoder(image, layers.Dense(256, activation="relu", name="dense")(h), latent_dim)
+    encoder = end_encoder(image, layers.Dense(256, activation="relu", name="dense")(h), latent_dim)
 
     z = keras.Input((latent_dim,), name="z")
     h = _feature_maps(z, (image_shape[0] // 4, image_shape[1] // 4, 64), "dense")
@@ -146,7 +143,7 @@ def batchnorm(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
         h = layers.BatchNormalization(name=f"batchnorm{number}")(h)
         h = layers.AveragePooling2D(2, strides=1, padding="same", name=f"pooling{number}")(h)
         h = layers.Dropout(0.1, name=f"dropout{number}")(h)
-    return encoder, finish_decoder(z, transposed_conv(1, 3, 1, "tconv4")(h), image_shape)
+    return encoder, end_decoder(z, transposed_conv(1, 3, 1, "tconv4")(h), image_shape)
 
 
 @network(epochs=170, batch_size=250, learning_rate=8e-3, hidden_dim=64, latent_dim=2)
@@ -156,14 +153,14 @@ def plane(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     Left open by the authors: 64 units of the LSTM, 128 of the dense layer, 7 x 7 x 32 at the start of the decoder,
     batch size and learning rate.
     """
-    from model import finish_decoder, finish_encoder, keras, layers
+    from model import end_decoder, end_encoder, keras, layers
 
     image = keras.Input(image_shape, name="image")
     h = layers.LSTM(hidden_dim, name="lstm")(image)  # (batch, hidden_dim), the last output
-    encoder = finish_encoder(image, layers.Dense(128, activation="relu", name="dense")(h), latent_dim)
+    encoder = end_encoder(image, layers.Dense(128, activation="relu", name="dense")(h), latent_dim)
 
     z = keras.Input((latent_dim,), name="z")
-    return encoder, finish_decoder(z, _upsample(z, image_shape, (32, 32, 32), "dense"), image_shape)
+    return encoder, end_decoder(z, _upsample(z, image_shape, (32, 32, 32), "dense"), image_shape)
 
 
 def _feature_maps(h, shape: tuple[int, int, int], name: str):

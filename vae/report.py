@@ -1,21 +1,25 @@
 """What the scripts print: the banner, the stages of a network, the list of networks, the end of a run."""
 
+import math
 import os
+import shlex
 import sys
 from argparse import Namespace
 
 from vae.data import load
-from vae.data.dataset import Dataset, number_as_in_run
+from vae.data.dataset import Dataset
 from vae.networks import NETWORKS
-from vae.run import Run
-from vae.settings import MOST_COMPONENTS, variance_of
-from vae.terminal import find_devices, shown
+from vae.parallel import count_cores
+from vae.run import Run, list_variables
+from vae.settings import MOST_COMPONENTS, check_shown
+from vae.terminal import find_backend, find_devices, import_keras, shown
 
 LATENT_LAYERS = ("mean", "log_var", "scale")  # of an encoder; its stages show mu and sigma instead
 
 
 def list_networks() -> None:
     """Print each network with its number of parameters and its default settings."""
+    import_keras()
     from model import MixturePrior
 
     width = max(map(len, NETWORKS))
@@ -32,8 +36,8 @@ def list_networks() -> None:
 
 def load_shown_images(run: Run, options: Namespace) -> Dataset:
     """Load the images that a trained model is shown, by the flags of settings.add_data_flags; print the remarks."""
-    dataset = load.load_for_run(load.Options(options.dataset, options.data, options.transpose), run.config)
-    dataset = number_as_in_run(dataset, run.label_names)
+    check_shown(options)
+    dataset = load.load_shown(load.Source(options.dataset, options.data, options.transpose), run.config)
     print_remarks(dataset)
     return dataset
 
@@ -46,34 +50,21 @@ def print_remarks(dataset: Dataset) -> None:
         print(f"\n{'!' * 80}\n{dataset.warning}\n{'!' * 80}\n", file=sys.stderr)
 
 
-def print_banner(settings: Namespace, dataset: Dataset, vae) -> None:
+def print_banner(run: Run, dataset: Dataset, vae) -> None:
     """Print every setting, and the shape of every stage."""
-    import keras
-
-    variance = variance_of(settings)
+    settings, devices = run.settings, find_devices()
     validation = dataset.validation_images
+    state = 4 * sum(math.prod(variable.shape) for variable in list_variables(vae))
     lines = {
-        "network": settings.network,
         "dataset": f"{dataset.name} ({dataset.source}{'; MNIST is unavailable' if dataset.replaces_mnist else ''})",
         "image_size": "{} x {}".format(*dataset.image_shape),
         "train_images": len(dataset.train_images),
         "validation_images": 0 if validation is None else len(validation),
         "test_images": len(dataset.test_images),
-        "batch_size": settings.batch_size,
-        "hidden_dim": settings.hidden_dim,
-        "latent_dim": settings.latent_dim,
-        "epoch_number": settings.epochs,
-        "learning_rate": settings.learning_rate,
+        **{name: value for name, value in vars(settings).items() if name not in ("dataset", "image_size", "data")},
         "prior": "N(0, I)" if settings.prior == "normal" else f"mixture of {settings.components} Gaussians, learned",
-        "beta": settings.beta,
-        "importance_samples": settings.importance_samples,
-        "likelihood": settings.likelihood + ("" if variance is None else f" (variance {variance:g})"),
-        "binarize": settings.binarize,
-        "precision": settings.precision,
-        "deterministic": settings.deterministic,
-        "seed": settings.seed,
-        "device": f"{_name_devices(find_devices())} ({os.cpu_count()} cores, {keras.backend.backend()})",
-        "parameters": sum(part.count_params() for part in (vae.encoder, vae.decoder, vae.prior)),
+        "device": f"{' to '.join(devices[:: max(1, len(devices) - 1)])} ({count_cores()} cores, {find_backend()})",
+        "parameters": f"{run.config['parameters']:,} (training state: {state / 1e6:,.0f} MB)",
     }
     rule = "=" * 60
     print(rule, *(f"{name} =  {value}" for name, value in lines.items()), rule, sep="\n")
@@ -81,10 +72,24 @@ def print_banner(settings: Namespace, dataset: Dataset, vae) -> None:
     stages += [(name, vae.encoder.outputs[0].shape) for name in ("mu", "sigma", "epsilon", "z")]
     _print_stages("Encoder", stages)
     print_decoder(vae.decoder)
+    if hasattr(os, "sysconf"):  # Windows has none
+        warn_of_memory(settings, vae, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _name_devices(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} devices, {names[0]} to {names[-1]}"
+def warn_of_memory(settings: Namespace, vae, memory: int) -> None:
+    """Warn where training needs more than half of the memory (bytes), and name the flag. The needs were measured."""
+    network, prior = vae.encoder.count_params() + vae.decoder.count_params(), vae.prior.count_params()
+    pixels = math.prod(vae.decoder.output_shape[1:])
+    needs = {
+        "--hidden-dim or --image-size": 80 * network,
+        "--latent-dim or --components": 80 * prior,
+        "--batch-size or --importance-samples": 220 * pixels * settings.batch_size * settings.importance_samples,
+    }
+    total = 9e8 + sum(needs.values())  # the first is for Python and TensorFlow
+    if total > memory / 2:
+        has = f"of memory, and this machine has {memory / 1e9:.1f} GB"
+        flags = max(needs, key=needs.get)
+        print(f"-> Training will need about {total / 1e9:.1f} GB {has}: a smaller {flags} needs less", file=sys.stderr)
 
 
 def print_decoder(decoder) -> None:
@@ -99,21 +104,21 @@ def _print_stages(title: str, stages: list[tuple[str, tuple]]) -> None:
 
 def print_complete(run: Run) -> None:
     """Print that nothing is left to do."""
-    print(f"-> The run in {shown(run.folder)} is finished ({run.settings.epochs} epochs): nothing is left to do.")
+    print(f"-> The run in {shown(run.folder)} is finished ({len(run.rows)} epochs): nothing is left to do.")
     print("-> A larger --epochs trains it further.")
 
 
-def print_end(run: Run, dataset: Dataset, losses: dict[str, float]) -> None:
+def print_end(run: Run, dataset: Dataset) -> None:
     """Print where the run is saved, its losses on the test images, and the command that draws from it."""
-    if (curves := run.folder / "loss_curves.png").exists():
-        print(f"-> Plot of loss curves is saved in {shown(curves)}")
-    print(f"-> Model is saved in {shown(run.folder)}")
+    folder, losses = shown(run.folder), run.config["test"]
+    print(f"-> Plot of loss curves is saved in {shown(run.folder / 'loss_curves.png')}")
+    print(f"-> Model is saved in {folder}")
     print(
         f"-> Test: general loss {losses['general_loss']:.2f} = reconstruction {losses['reconstruction_loss']:.2f} + "
         f"KL {losses['kl_loss']:.2f} nats per image "
         f"({len(dataset.test_images):,} images of {dataset.name}, one posterior sample each)"
     )
-    print(f"-> Draw digits from it: python generator.py --checkpoint {shown(run.folder)}")
+    print(f"-> Draw digits from it: python generator.py --checkpoint {shlex.quote(folder)}")
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

@@ -8,121 +8,98 @@ import importlib.util
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
-from pathlib import Path
 
-from vae.networks import FORMER_NAMES, NETWORKS, Network
-from vae.terminal import UserError, non_negative_number, number, positive_integer, positive_number, seed
+from vae.networks import NETWORKS
+from vae.terminal import UserError, number, positive_integer, positive_number, seed
 
 DATASETS = ("mnist", "fashion-mnist", "digits")
-PRIORS = ("mixture", "normal")
-LIKELIHOODS = ("bernoulli", "gaussian")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 LEAST_BATCHES = 30  # in an epoch, by default
 LEAST_STEPS = 1500  # in a run, by default
 MOST_COMPONENTS, IMAGES_PER_COMPONENT = 300, 50  # by default
 FURTHER = ("epochs", "importance_samples")  # what may change when a finished run is trained further
 
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of a run. A default of None stands for the network's own default, or for nothing."""
-
-    name: str
-    default: object
-    help: str
-    read: Callable = str  # from the text of a flag; bool is a switch
-    choices: Collection[str] | None = None
-
-    @property
-    def flag(self) -> str:
-        return flag(self.name)
-
-    def allows(self, value: object) -> bool:
-        """Say whether the command line could have given this value."""
-        if self.read is bool:
-            return isinstance(value, bool)
-        if value is None:
-            return self.default is None
-        try:
-            return self.read(str(value)) == value and (self.choices is None or value in self.choices)
-        except (argparse.ArgumentTypeError, ValueError, TypeError):
-            return False
-
-
 image_size = number(int, "a multiple of 4 from 8 to 128", 8, 128, step=4)
-layer_size = number(int, "a whole number from 1 to 1024", 1, 1024)  # fits any memory, whoever wrote the config.json
+layer_size = number(int, "a whole number from 1 to 1024", 1, 1024)
 component_count = number(int, "a whole number from 1 to 1000", 1, 1000)
 sample_count = number(int, "a whole number from 1 to 100", 1, 100)  # each takes the memory of a batch
-share = number(float, "a number from 0 to below 1", 0, 1 - 2**-53)
+kl_weight = number(float, "a number from 0 to 1000000", 0, 1e6)
+split = number(float, "a number from 0 to below 1", 0, 1 - 2**-53)
 pixel_variance = number(float, "a number from 0.000001 to 1000", 1e-6, 1e3)  # float32 can hold the densities
 
-SETTINGS = (
-    Setting("network", "standard", "which network to train; help lists them", choices=NETWORKS),
-    Setting(
-        "dataset",
+# name: (default, help, options of argparse). A default of None is the network's own default, or nothing.
+SETTINGS = {
+    "network": ("standard", "which network to train; help lists them", {"choices": (*NETWORKS, "help")}),
+    "dataset": (
         None,
         "which images to train on (default: mnist; where it can be neither found nor downloaded, digits)",
-        choices=DATASETS,
+        {"choices": DATASETS},
     ),
-    Setting(
-        "data",
+    "data": (
         None,
-        "your own images instead: a folder of pictures, IDX or .npy files, an .npz or a .csv; docs/data.md has all "
+        "your own images instead: a folder of pictures, IDX or .npy files, an .npz or a .csv; docs/data.md says how "
         "(default: none)",
+        {"metavar": "PATH"},
     ),
-    Setting("transpose", False, "swap rows and columns of every image, as EMNIST's own files need", bool),
-    Setting(
-        "image_size",
+    "transpose": (False, "swap rows and columns of every image, as EMNIST's own files need", {}),
+    "image_size": (
         None,
         "scale the images to N x N pixels, a multiple of 4 from 8 to 128 (default: the nearest allowed size)",
-        image_size,
+        {"type": image_size, "metavar": "N"},
     ),
-    Setting(
-        "validation_split",
+    "validation_split": (
         None,
         "share of the training images to hold out; each epoch is measured on them instead of the test images",
-        share,
+        {"type": split, "metavar": "SHARE"},
     ),
-    Setting("epochs", None, "passes over the training images", positive_integer),
-    Setting("batch_size", None, "images in a training step", positive_integer),
-    Setting(
-        "learning_rate", None, "Adam's peak step size: a short warm-up leads to it, a cosine back to 0", positive_number
+    "epochs": (None, "passes over the training images", {"type": positive_integer, "metavar": "N"}),
+    "batch_size": (None, "images in a training step", {"type": positive_integer, "metavar": "N"}),
+    "learning_rate": (
+        None,
+        "Adam's peak step size: a short warm-up leads to it, a cosine back to 0",
+        {"type": positive_number, "metavar": "RATE"},
     ),
-    Setting("latent_dim", None, "latent dimensions, up to 1024", layer_size),
-    Setting("hidden_dim", None, "units of the LSTM, up to 1024", layer_size),
-    Setting(
-        "prior",
+    "latent_dim": (None, "latent dimensions, up to 1024", {"type": layer_size, "metavar": "N"}),
+    "hidden_dim": (None, "units of the LSTM, up to 1024", {"type": layer_size, "metavar": "N"}),
+    "prior": (
         None,
         "p(z): a mixture of Gaussians that is learned together with the network, or N(0, I)",
-        choices=PRIORS,
+        {"choices": ("mixture", "normal")},
     ),
-    Setting(
-        "components",
+    "components": (
         None,
-        "Gaussians in a learned prior, up to 1000 (default: 300, but at most one per 50 training images)",
-        component_count,
+        f"Gaussians in a learned prior, up to 1000 (default: {MOST_COMPONENTS}, but at most one per "
+        f"{IMAGES_PER_COMPONENT} training images)",
+        {"type": component_count, "metavar": "N"},
     ),
-    Setting("beta", 1.0, "weight of the KL in training; the losses shown are unweighted", non_negative_number),
-    Setting(
-        "importance_samples",
+    "beta": (
+        1.0,
+        "weight of the KL in training; the losses shown are unweighted",
+        {"type": kl_weight, "metavar": "WEIGHT"},
+    ),
+    "importance_samples": (
         1,
         "latent vectors for an image in training, up to 100: 1 trains by the ELBO, more by the tighter "
         "importance-weighted bound; the decoder's work grows as much; the losses shown are the ELBO's",
-        sample_count,
+        {"type": sample_count, "metavar": "N"},
     ),
-    Setting("likelihood", "bernoulli", "the distribution of a pixel, given z", choices=LIKELIHOODS),
-    Setting("variance", 0.01, "variance of a Gaussian pixel", pixel_variance),
-    Setting("binarize", False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", bool),
-    Setting("seed", 0, "seed of weights, order and noise, a whole number", seed),
-    Setting("name", None, "the run's folder under checkpoints/ (default: NETWORK-DATASET-NNN, the next free number)"),
-    Setting("overwrite", False, "replace the run that --name names", bool),
-    Setting("save_reconstructions", False, "save the reconstructions of all training images, as bytes", bool),
-    Setting("precision", "float32", "number format of the layers; losses are always float32", choices=PRECISIONS),
-    Setting("tensorboard", False, "write TensorBoard logs into the run's folder as well", bool),
-    Setting("deterministic", False, "use deterministic operations only (for a GPU; slower)", bool),
-)
+    "likelihood": ("bernoulli", "the distribution of a pixel, given z", {"choices": ("bernoulli", "gaussian")}),
+    "variance": (0.01, "variance of a Gaussian pixel", {"type": pixel_variance, "metavar": "VARIANCE"}),
+    "binarize": (False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", {}),
+    "seed": (0, "seed of weights, order and noise, a whole number", {"type": seed, "metavar": "SEED"}),
+    "name": (
+        None,
+        "the run's folder under checkpoints/ (default: NETWORK-DATASET-NNN, the next free number)",
+        {"metavar": "NAME"},
+    ),
+    "save_reconstructions": (False, "save the reconstructions of all training images, as bytes", {}),
+    "precision": (
+        "float32",
+        "number format of the layers; losses are always float32",
+        {"choices": ("float32", "mixed_bfloat16", "mixed_float16")},
+    ),
+    "tensorboard": (False, "write TensorBoard logs into the run's folder as well", {}),
+    "deterministic": (False, "use deterministic operations only (for a GPU; slower)", {}),
+}
 
 
 def flag(name: str) -> str:
@@ -132,18 +109,12 @@ def flag(name: str) -> str:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give the parser a flag for every setting. A flag that is not given does not appear in what it returns."""
-    for setting in SETTINGS:
-        if setting.read is bool:
-            options = {"action": "store_true", "help": f"{setting.help} (default: off)"}
-        else:
-            options = {"type": setting.read, "help": setting.help + _describe_default(setting)}
-            options["choices"] = (*setting.choices, "help") if setting.name == "network" else setting.choices
-            options["metavar"] = None if setting.choices else setting.name.split("_")[-1].upper()
-        parser.add_argument(setting.flag, default=argparse.SUPPRESS, **options)
-
-
-def add_resume_flag(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the flag that goes on with a run."""
+    for name, (default, text, options) in SETTINGS.items():
+        if default is False:
+            options = {"action": "store_true"}
+        if "default:" not in text:
+            text += f" (default: {_describe_default(name, default)})"
+        parser.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **options)
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -153,6 +124,12 @@ def add_resume_flag(parser: argparse.ArgumentParser) -> None:
         help="go on with the run in DIR, or with the newest unfinished one, from its last whole epoch; a finished run "
         "goes on with a larger --epochs, and may then have other --importance-samples (default: a new run)",
     )
+
+
+def _describe_default(name: str, default: object) -> str:
+    if default is None:
+        return ", ".join(f"{getattr(network, name)} for {key}" for key, network in NETWORKS.items())
+    return "off" if default is False else str(default)
 
 
 def add_checkpoint_flag(parser: argparse.ArgumentParser, use: str) -> None:
@@ -168,21 +145,11 @@ def add_data_flags(parser: argparse.ArgumentParser, use: str) -> None:
     parser.add_argument("--transpose", action="store_true", help="swap their rows and columns (default: off)")
 
 
-def _describe_default(setting: Setting) -> str:
-    if "default:" in setting.help:
-        return ""
-    if setting.default is not None:
-        return f" (default: {setting.default})"
-    values = [f"{getattr(network, setting.name)} for {name}" for name, network in NETWORKS.items()]
-    return f" (default: {', '.join(values)})"
-
-
 def complete(given: dict) -> Namespace:
     """Return every setting of a run: those that were given, and the defaults of the network and of the table."""
     network = NETWORKS[given.get("network", "standard")]
-    own = {field.name: getattr(network, field.name) for field in fields(Network)}
-    defaults = {setting.name: own.get(setting.name, setting.default) for setting in SETTINGS}
-    return Namespace(**defaults | {name: given[name] for name in defaults if given.get(name) is not None})
+    defaults = {name: getattr(network, name, default) for name, (default, _, _) in SETTINGS.items()}
+    return Namespace(**{"shards": None} | defaults | given)  # shards: see vae/parallel.py
 
 
 def fit_defaults(settings: Namespace, given: dict, count: int) -> None:
@@ -204,30 +171,28 @@ def fit_defaults(settings: Namespace, given: dict, count: int) -> None:
         print(f"-> For {count:,} training images, the defaults become {chosen}", file=sys.stderr)
 
 
-def read_settings(config: dict, path: Path) -> Namespace:
-    """Return the settings in a config.json; UserError where the command line could not have given one of them."""
-    found = dict(config["settings"])
-    if isinstance(found.get("network"), str):
-        found["network"] = FORMER_NAMES.get(found["network"], found["network"])
-    found.setdefault("prior", "normal")  # what older runs have
-    for setting in SETTINGS:
-        if not setting.allows(value := found.get(setting.name, setting.default)):
-            raise UserError(f"{path}: {setting.name} cannot be {value!r:.50}; choose another run")
-    return complete(found)
-
-
-def check(settings: Namespace) -> None:
-    """Refuse settings that contradict each other, before anything heavy is imported."""
-    if settings.overwrite and settings.name is None:
-        raise UserError("--overwrite: which run? Name it with --name")
+def check(settings: Namespace, given: dict) -> None:
+    """Refuse settings that contradict each other, or have no effect, before anything heavy is imported."""
     if settings.data and settings.dataset:
         raise UserError("--dataset: it contradicts --data; give one of the two")
     if settings.binarize and settings.likelihood == "gaussian":
         raise UserError("--binarize: binary pixels are not Gaussian; leave out --binarize or --likelihood gaussian")
     if settings.importance_samples > 1 and settings.beta != 1:
         raise UserError("--beta: the bound of several --importance-samples has no KL term; leave out one of the two")
+    if "variance" in given and settings.likelihood != "gaussian":
+        raise UserError("--variance: only Gaussian pixels have one; add --likelihood gaussian, or leave it out")
+    if "components" in given and settings.prior != "mixture":
+        raise UserError("--components: N(0, I) has none; add --prior mixture, or leave it out")
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
+
+
+def check_shown(options: Namespace) -> None:
+    """Refuse flags of `add_data_flags` that contradict each other, or have no effect."""
+    if options.data and options.dataset:
+        raise UserError("--dataset: it contradicts --data; give one of the two")
+    if options.transpose and not (options.data or options.dataset):
+        raise UserError("--transpose: which images? The run's own are read as in training; add --data or --dataset")
 
 
 def variance_of(settings: Namespace) -> float | None:

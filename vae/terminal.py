@@ -1,14 +1,12 @@
 """The command line and the terminal: flags, errors in one line, signals, a quiet import of Keras."""
 
 import argparse
-import errno
 import importlib.util
 import math
 import os
 import signal
 import sys
-import tempfile
-import traceback
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,31 +70,29 @@ def shown(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def import_keras(in_shards: bool = False):
+# Keras
+
+
+def import_keras(threads: int | None = None):
     """Import Keras without the start-up notices of TensorFlow, and return it.
 
     Compiled code writes the notices to the file descriptor of standard error before any setting could silence them. So
     the descriptor itself is silenced during the import. The user's keras.json is not read: what it can say (the backend
-    aside, which KERAS_BACKEND chooses) would break a run. With `in_shards` a TensorFlow operation keeps to one core, as
-    each core has a shard of a batch (fast.FastVAE). Raises UserError for a backend that is not installed.
+    aside, which KERAS_BACKEND chooses) would break a run. A TensorFlow operation uses at most so many `threads`. Raises
+    UserError for a backend that is not installed.
     """
-    if in_shards:
-        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    if threads is not None:
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
     os.environ["KERAS_BACKEND"] = find_backend()
-    keras_home = os.environ.get("KERAS_HOME")
-    os.environ["KERAS_HOME"] = os.path.join(os.devnull, "keras")  # a place that cannot exist
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow uses oneDNN by default only on processors with AVX512_VNNI or the like. On others, as in many laptops,
     # training without it takes 1.5 times as long.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with _silence_stderr():
+    nowhere = os.path.join(os.devnull, "keras")  # a place that cannot exist
+    with _silence_stderr(), _set_variable("KERAS_HOME", nowhere):
         import keras
 
         find_devices()  # the search for a GPU writes notices, too
-    if keras_home is None:
-        del os.environ["KERAS_HOME"]
-    else:
-        os.environ["KERAS_HOME"] = keras_home
     return keras
 
 
@@ -139,6 +135,22 @@ def _silence_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+@contextmanager
+def _set_variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+# Signals and errors
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came: the same as Ctrl-C, but with another exit status."""
 
@@ -158,57 +170,39 @@ def raise_lost_signal() -> None:
         raise _signal_seen
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def run(main: Callable[[], object]) -> None:
     """Run the `main` of a script. A UserError ends it with one line and status 1, Ctrl-C with 130, SIGTERM with 143.
 
-    Notes of a KeyboardInterrupt (`add_note`) end its line.
+    Notes of a KeyboardInterrupt (`add_note`) end its line. A defect of the program shows its traceback. The script may
+    run inside another program, such as Jupyter: its signal handlers and its Matplotlib backend are restored.
     """
+    global _signal_seen
+    _signal_seen = None
     script = os.path.basename(sys.argv[0])
-    os.environ["MPLBACKEND"] = "agg"  # figures are files; other backends may be missing
-    _prepare_streams()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number_ in signals:
-        if signal.getsignal(number_) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # print any text in any encoding
+            stream.reconfigure(errors="backslashreplace")
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+    handlers = {number_: signal.getsignal(number_) for number_ in (signal.SIGINT, signal.SIGTERM) if in_main_thread}
+    for number_, handler in handlers.items():
+        if handler != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
             signal.signal(number_, _note_signal)
     try:
-        main()
-        sys.stdout.flush()
+        with _set_variable("MPLBACKEND", "agg"):  # figures are files; other backends may be missing
+            main()
+        print(end="", flush=True)
     except UserError as error:
         sys.exit(f"{script}: {' '.join(str(error).splitlines())}")  # file names may contain line breaks
     except KeyboardInterrupt as stop:
-        for number_ in signals:  # a second signal must not interrupt the ending
+        for number_ in handlers:  # a second signal must not interrupt the ending
             signal.signal(number_, signal.SIG_IGN)
         word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         print("\n" + "; ".join([f"{script}: {word}", *getattr(stop, "__notes__", [])]), file=sys.stderr)
         sys.exit(status)
-    except OSError as error:
-        # The reader of our output has gone (`| head`), or its disk is full: Python's flush at exit would fail again.
+    except BrokenPipeError:  # the reader of our output has gone (`| head`); Python's flush at exit would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        is_full = error.errno == errno.ENOSPC and error.filename is None  # full disks of files are UserErrors
-        reason = f"standard output cannot be written ({error.strerror})" if is_full else error
-        sys.exit(141 if isinstance(error, BrokenPipeError) else f"{script}: {reason}")
-    except Exception as error:  # a defect of this program, or an environment that it does not know
-        reason = next(iter(str(error).splitlines()), "")[:200]
-        sys.exit(f"{script}: {type(error).__name__}: {reason}; please report it, with {_save_traceback()}")
-    sys.exit(0)
-
-
-def _save_traceback() -> str:
-    """Write the traceback to a temporary file, and return where it is, in words."""
-    try:
-        with tempfile.NamedTemporaryFile("w", prefix="vae-", suffix=".txt", delete=False, encoding="utf-8") as file:
-            traceback.print_exc(file=file)
-    except OSError:
-        return "its traceback (set TMPDIR to a folder that can be written, and run it again)"
-    return f"the file {file.name}"
-
-
-def _prepare_streams() -> None:
-    """Make printing safe: without streams (under a service) and with any encoding."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file would be opened as a stream
-        pass
-    os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for the life of the process
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        sys.exit(141)
+    finally:
+        _signal_seen = None
+        for number_, handler in handlers.items():
+            signal.signal(number_, handler)
