@@ -8,7 +8,7 @@ import numpy as np
 
 from vae import backend, parallel, report, sampling, settings, terminal
 from vae.data.dataset import Dataset
-from vae.run import LOSSES, Run
+from vae.run import Run
 
 WARMUP = 0.01  # share of the training steps in which the learning rate rises
 MEASURED_AT_ONCE = 1000  # images in a batch that is only measured, encoded or reconstructed
@@ -30,9 +30,9 @@ def main(arguments: list[str] | None = None) -> Path | None:
         with run.begin(vae, dataset):  # a new run starts at epoch 0; a resumed one restores all
             report.print_banner(run, dataset, vae)
             train(vae, dataset, run)
-            if parallel.is_first():
-                finish(vae, dataset, run)
-                report.print_end(run, dataset)
+            vae = parallel.leave(vae, lambda: build_vae(run.settings, dataset), run)
+            finish(vae, dataset, run)
+            report.print_end(run, dataset)
     return run.folder
 
 
@@ -70,7 +70,7 @@ def make_batches(images, options: Namespace, size: int = MEASURED_AT_ONCE, shuff
     """Return batches of images (n, H, W), grey or binary as the network sees them, in their own order or shuffled."""
     from vae.data.batches import Batches
 
-    return parallel.deal(Batches(images, size, options.seed, shuffle=shuffle, binarize=options.binarize))
+    return Batches(images, size, options.seed, shuffle=shuffle, binarize=options.binarize)
 
 
 def train(vae, dataset: Dataset, run: Run) -> None:
@@ -81,45 +81,38 @@ def train(vae, dataset: Dataset, run: Run) -> None:
     batches = make_batches(dataset.train_images, options, options.batch_size, shuffle=True)
     held_out = dataset.test_images if dataset.validation_images is None else dataset.validation_images
     (shown,) = make_batches(dataset.test_images[:10], options)[0]
-    if len(run.rows) < options.epochs:
-        print("-> Training is started.", flush=True)
-        vae.fit(
-            batches,
-            epochs=options.epochs,
-            initial_epoch=len(run.rows),
-            validation_data=make_batches(held_out, options),
-            callbacks=callbacks.make(run, batches, shown),  # noise, log, saving, a stop at a loss that is not finite
-            shuffle=False,  # `Batches` shuffles, and draws binary pixels, by (seed, epoch)
-            verbose=0,
-        )
+    print("-> Training is started.", flush=True)
+    vae.fit(
+        batches,
+        epochs=options.epochs,
+        initial_epoch=len(run.rows),
+        validation_data=make_batches(held_out, options),
+        callbacks=callbacks.make(run, batches, shown),  # noise, log, saving, a stop at a loss that is not finite
+        shuffle=False,  # `Batches` shuffles, and draws binary pixels, by (seed, epoch)
+        verbose=0,
+    )
 
 
 def finish(vae, dataset: Dataset, run: Run) -> None:
     """Write what a finished run has: figures, the labels of its prior, its losses on the test images."""
-    from vae import plots
+    from vae import callbacks, plots
 
-    options, is_dealt = run.settings, parallel.part()  # on several devices each epoch leaves a few images out
-    if is_dealt:
-        vae = build_vae(options, dataset)
-        run.restore(vae)
+    options = run.settings
     images, labels = dataset.sample_training(MOST_CODES, options.seed)
     mean, log_var = vae.encoder.predict(make_batches(images, options), verbose=0)
     if options.prior == "mixture" and labels is not None:
         codes = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
         run.save_prior(sampling.learn_labels(run.load_prior(), codes, labels))
-    vae.reseed(options.seed, options.epochs)
+    callbacks.reseed_test(vae, options.seed, options.epochs)
+    losses = vae.evaluate(make_batches(dataset.test_images, options), verbose=0, return_dict=True)
     if options.save_reconstructions:
         run.save_reconstructions(vae, make_batches(dataset.train_images, options))
     (images,) = make_batches(dataset.test_images[:40], options)[0]
     title = f"{options.network} on {dataset.name}" + (", as MNIST is unavailable" if dataset.replaces_mnist else "")
-    plots.write_figure(plots.loss_curves(run.rows, title), run.folder / "loss_curves.png")
     pairs = plots.reconstructions(images, vae.reconstruct(images), f"{title}: test images")
     plots.write_figure(pairs, run.folder / "reconstructions.png")
-    if run.frames:
-        plots.write_animation(run.frames, run.folder / "training.gif")
-    losses = {name: run.rows[-1].get(f"test_{name}") for name in LOSSES}
-    if is_dealt or run.held_out == "val":
-        losses = vae.evaluate(make_batches(dataset.test_images, options), verbose=0, return_dict=True)
+    plots.write_figure(plots.loss_curves(run.rows, title), run.folder / "loss_curves.png")
+    plots.write_animation(run.frames, run.folder / "training.gif")
     run.record_end(losses, activity=mean.var(axis=0))
 
 

@@ -34,7 +34,16 @@ class Reseed(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._batches.start(epoch)
+        self._epoch = epoch
         self.model.reseed(self._seed, epoch)
+
+    def on_test_begin(self, logs=None):
+        reseed_test(self.model, self._seed, self._epoch + 1)
+
+
+def reseed_test(vae, seed: int, epochs: int) -> None:
+    """Make the noise of a test pass after so many epochs a function of (seed, epochs)."""
+    vae.reseed(seed, epochs, 1)
 
 
 class StopAtNonFinite(keras.callbacks.Callback):

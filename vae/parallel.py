@@ -52,7 +52,7 @@ def joined(given: dict) -> Iterator[None]:
         _distribute(devices)
     try:
         yield
-    except BaseException:
+    except (Exception, KeyboardInterrupt):
         if processes > 1:  # JAX would wait for the others before this process ends, and they for it
             atexit.register(lambda: (sys.stdout.flush(), os._exit(1)))
         raise
@@ -107,19 +107,26 @@ def meet() -> None:
         multihost_utils.sync_global_devices("all processes are here")
 
 
-def deal(batches):
-    """Deal the images of each batch out to the devices; return the batches."""
+def find_share() -> tuple[int, int, int]:
+    """Return the number of devices, the number of this process, and the number of processes."""
     together = _find_distribution()
-    if together is not None:
-        batches.deal(together.num_model_replicas, together.data_shard_id, together.num_processes)
-    return batches
+    if together is None:
+        return 1, 0, 1
+    return together.num_model_replicas, together.data_shard_id, together.num_processes
 
 
-def part() -> bool:
-    """Let this process compute alone from here on. Returns whether several devices computed together before."""
+def leave(vae, build: Callable, run):
+    """Return the trained model for one device: `vae` itself, or `build()` with the weights that the run has saved.
+
+    Of several processes only the first goes on: the others end here.
+    """
+    if not is_together():
+        return vae
+    if not is_first():
+        sys.exit()
     import keras
 
-    was_together = is_together()
-    if was_together:
-        keras.distribution.set_distribution(None)
-    return was_together
+    keras.distribution.set_distribution(None)
+    alone = build()
+    run.restore(alone)
+    return alone
