@@ -1,37 +1,39 @@
-// The model of the page that explore.py writes: both networks, the prior and the test images' codes, in plain
-// JavaScript. The layers are run as the Keras model lists them. What is on the screen is in explorer_page.js.
+// The model of the page that explore.py writes: both networks, the prior and the codes of the images on the map, in
+// plain JavaScript. The layers are run as the Keras model lists them. What is on the screen is in page.js.
 "use strict";
 
-const facts = JSON.parse(document.getElementById("facts").textContent); // what vae/explorer.py describes
+const facts = JSON.parse(document.getElementById("facts").textContent); // what vae/explorer/page.py describes
 const [height, width] = facts.encoder.layers[0].shape;
 const [latents] = facts.decoder.layers[0].shape;
-const { count } = facts; // test images
+const { count, prior, paper, ink } = facts; // images on the map; p(z), null for N(0, I); grey of ground and strokes
 
-// ---- Arrays. All are in one compressed text. In `facts`, each is replaced by what its place in the text holds.
+// ---- Arrays. In `facts` each is compressed and written in base64.
 
-async function unpack(text) {
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const buffer = await new Response(stream).arrayBuffer();
-  const readers = {
-    float16: (part) => Float32Array.from(new Uint16Array(part), fromHalf),
-    float32: (part) => new Float32Array(part),
-    uint16: (part) => new Uint16Array(part),
-    uint8: (part) => new Uint8Array(part),
-  };
-  (function replace(object) {
-    for (const [name, value] of Object.entries(object)) {
-      if (value === null || typeof value !== "object") continue;
-      if ("bytes" in value) object[name] = readers[value.type](buffer.slice(value.at, value.at + value.bytes));
-      else replace(value);
-    }
-  })(facts);
-}
+const READERS = {
+  float16: (buffer) => Float32Array.from(new Uint16Array(buffer), fromHalf),
+  float32: (buffer) => new Float32Array(buffer),
+  uint16: (buffer) => new Uint16Array(buffer),
+  uint8: (buffer) => new Uint8Array(buffer),
+};
 
 function fromHalf(bits) {
   const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
   return exponent ? sign * (1 + fraction / 1024) * 2 ** (exponent - 15) : sign * fraction * 2 ** -24;
 }
+
+async function unpack(object) { // put numbers in the place of all arrays in it
+  for (const [name, value] of Object.entries(object)) {
+    if (value?.base64) {
+      const bytes = Uint8Array.from(atob(value.base64), (character) => character.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+      object[name] = READERS[value.type](await new Response(stream).arrayBuffer());
+    } else if (typeof value === "object" && value) await unpack(value);
+  }
+}
+
+const range = (length) => Array.from({ length }, (_, i) => i);
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const size = (shape) => shape.reduce((product, length) => product * length, 1);
 
 // ---- Layers. A tensor is {shape, data}, of one image or latent vector; layer.shape is the shape of a layer's output.
 
@@ -40,11 +42,10 @@ const softplus = (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x)));
 const relu = (x) => (x > 0 ? x : 0);
 const ACTIVATIONS = { linear: null, relu, sigmoid, silu: (x) => x * sigmoid(x), softplus, tanh: Math.tanh };
 
-const size = (shape) => shape.reduce((product, length) => product * length, 1);
 const reshape = (layer, x) => ({ shape: layer.shape, data: x.data });
 const apply = (f) => (layer, x) => ({ shape: layer.shape, data: x.data.map(f) });
 
-function finish(layer, data) {
+function activate(layer, data) {
   const activation = ACTIVATIONS[layer.activation];
   return { shape: layer.shape, data: activation ? data.map(activation) : data };
 }
@@ -85,38 +86,33 @@ const LAYERS = {
   Flatten: reshape,
   Reshape: reshape,
   Normalization: affine,
-  BatchNormalization: affine, // vae/explorer.py makes mean and variance a scale and a shift
+  BatchNormalization: affine, // page.py makes mean and variance a scale and a shift
   ReLU: apply(relu),
   Log: apply(Math.log),
-  Activation: (layer, x) => finish(layer, x.data),
-
-  Multiply(layer, ...factors) { // numbers, and tensors of one shape
-    const data = new Float32Array(size(layer.shape)).fill(1);
-    for (const factor of factors) {
-      data.forEach((_, i) => (data[i] *= typeof factor === "number" ? factor : factor.data[i]));
-    }
-    return { shape: layer.shape, data };
-  },
+  Multiply: (layer, number, x) => apply((value) => number * value)(layer, x), // only a number times a tensor
+  Activation: (layer, x) => activate(layer, x.data),
+  Concatenate: (layer, ...parts) => // of vectors
+    ({ shape: layer.shape, data: Float32Array.from(parts.flatMap((part) => [...part.data])) }),
 
   Dense(layer, x) { // over the last axis
     const depth = x.shape.at(-1), rows = x.data.length / depth, units = layer.shape.at(-1);
-    return finish(layer, addProduct(repeat(layer.bias, rows, units), x.data, rows, depth, layer.kernel, units));
+    return activate(layer, addProduct(repeat(layer.bias, rows, units), x.data, rows, depth, layer.kernel, units));
   },
 
   LSTM(layer, x) { // in Keras's order of the gates: input, forget, candidate, output
     const [steps, features] = x.shape, units = layer.shape.at(-1), four = 4 * units;
     const gates = addProduct(repeat(layer.bias, steps, four), x.data, steps, features, layer.kernel, four);
-    const outputs = new Float32Array(steps * units), cell = new Float32Array(units);
+    const states = new Float32Array(steps * units), cell = new Float32Array(units);
     let h = new Float32Array(units);
     for (let step = 0; step < steps; step++) {
       const own = addProduct(gates.subarray(step * four, (step + 1) * four), h, 1, units, layer.recurrent_kernel, four);
-      h = outputs.subarray(step * units, (step + 1) * units);
+      h = states.subarray(step * units, (step + 1) * units);
       for (let u = 0; u < units; u++) {
         cell[u] = sigmoid(own[units + u]) * cell[u] + sigmoid(own[u]) * Math.tanh(own[2 * units + u]);
         h[u] = sigmoid(own[3 * units + u]) * Math.tanh(cell[u]);
       }
     }
-    return { shape: layer.shape, data: layer.return_sequences ? outputs : h };
+    return { shape: layer.shape, data: layer.return_sequences ? states : h, states };
   },
 
   Conv2DTranspose(layer, x) { // each place of the input is spread over a kernel's size of places of the output
@@ -137,49 +133,29 @@ const LAYERS = {
         }
       }
     }
-    return finish(layer, out);
+    return activate(layer, out);
   },
 
-  AveragePooling2D(layer, x) { // the mean of those places of a window that are inside the image
-    const [rows, columns, channels] = x.shape, [outRows, outColumns] = layer.shape;
-    const [poolRows, poolColumns] = layer.pool_size, [down, right] = layer.strides;
-    const top = Math.max((outRows - 1) * down + poolRows - rows, 0) >> 1;
-    const left = Math.max((outColumns - 1) * right + poolColumns - columns, 0) >> 1;
-    const data = new Float32Array(size(layer.shape)).map((_, i) => {
-      const place = Math.floor(i / channels), row = Math.floor(place / outColumns) * down - top;
-      const column = (place % outColumns) * right - left;
-      let sum = 0, inside = 0;
-      for (let y = Math.max(row, 0); y < Math.min(row + poolRows, rows); y++) {
-        for (let z = Math.max(column, 0); z < Math.min(column + poolColumns, columns); z++, inside++) {
-          sum += x.data[(y * columns + z) * channels + (i % channels)];
+  AveragePooling2D(layer, x) { // with stride 1: the mean of a place and of those right of it and below, in the image
+    const [rows, columns, channels] = x.shape, [poolRows, poolColumns] = layer.pool_size;
+    const data = x.data.map((_, i) => {
+      const channel = i % channels, place = Math.floor(i / channels), values = [];
+      const row = Math.floor(place / columns), column = place % columns;
+      for (let y = row; y < Math.min(row + poolRows, rows); y++) {
+        for (let z = column; z < Math.min(column + poolColumns, columns); z++) {
+          values.push(x.data[(y * columns + z) * channels + channel]);
         }
       }
-      return sum / inside;
+      return sum(values) / values.length;
     });
     return { shape: layer.shape, data };
   },
 
   Permute(layer, x) {
-    const steps = layer.dims.map((dim) => size(x.shape.slice(dim))); // in x, for each axis of the output
-    const data = x.data.map((_, i) => {
-      let from = 0;
-      for (let axis = steps.length - 1, rest = i; axis >= 0; rest = Math.floor(rest / layer.shape[axis--])) {
-        from += (rest % layer.shape[axis]) * steps[axis];
-      }
-      return x.data[from];
-    });
-    return { shape: layer.shape, data };
-  },
-
-  Concatenate(layer, ...parts) { // along the last axis
-    const data = new Float32Array(size(layer.shape)), columns = layer.shape.at(-1);
-    let start = 0;
-    for (const part of parts) {
-      const own = part.shape.at(-1);
-      part.data.forEach((value, i) => (data[Math.floor(i / own) * columns + start + (i % own)] = value));
-      start += own;
-    }
-    return { shape: layer.shape, data };
+    const steps = layer.dims.map((dim) => size(x.shape.slice(dim))); // in x, along each axis of the output
+    const copy = (axis, from) => range(layer.shape[axis]).flatMap((i) =>
+      axis + 1 < steps.length ? copy(axis + 1, from + i * steps[axis]) : x.data[from + i * steps[axis]]);
+    return { shape: layer.shape, data: Float32Array.from(copy(0, 0)) };
   },
 };
 
@@ -194,62 +170,62 @@ function run(network, data) { // the outputs of all layers, by name
 
 function encode(image) {
   const outputs = run(facts.encoder, image), [mean, logVar] = facts.encoder.outputs.map((name) => outputs[name].data);
-  return { mean, logVar };
+  return { mean, logVar, outputs };
 }
 
 function decode(z) { // the last layer is the sigmoid of the logits
-  const outputs = run(facts.decoder, z), last = facts.decoder.layers.at(-1);
-  return { pixels: outputs[last.name].data, logits: outputs[last.inputs[0]].data };
+  const outputs = run(facts.decoder, z);
+  return { pixels: outputs.pixels.data, logits: outputs.logits.data, outputs };
 }
 
 // ---- The prior: a mixture of Gaussians, or N(0, I)
 
+const LOG_2PI = Math.log(2 * Math.PI);
 const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
-const range = (length) => Array.from({ length }, (_, i) => i);
 
 function choose(weights) { // an index, with a probability in proportion to its weight
-  let rest = Math.random() * weights.reduce((sum, weight) => sum + weight, 0);
+  let rest = Math.random() * sum(weights);
   return Math.max(0, weights.findIndex((weight) => (rest -= weight) < 0));
 }
 
 function logSumExp(terms) {
   const largest = terms.reduce((a, b) => Math.max(a, b));
-  return largest + Math.log(terms.reduce((sum, term) => sum + Math.exp(term - largest), 0));
+  return largest + Math.log(sum(terms.map((term) => Math.exp(term - largest))));
 }
 
 function priorTerms(z) { // for each component, the log of its weight times its density at z
-  const { weights, means, factors } = facts.prior, white = new Float64Array(latents);
+  const { weights, means, factors } = prior, white = new Float64Array(latents);
   return Float64Array.from(weights, (weight, component) => {
-    let sum = Math.log(weight) - (latents / 2) * Math.log(2 * Math.PI);
+    let term = Math.log(weight) - (latents / 2) * LOG_2PI;
     for (let i = 0; i < latents; i++) { // solve factor * white = z - mean, from the top
       const at = (component * latents + i) * latents;
       let rest = z[i] - means[component * latents + i];
       for (let j = 0; j < i; j++) rest -= factors[at + j] * white[j];
       white[i] = rest / factors[at + i];
-      sum -= white[i] ** 2 / 2 + Math.log(factors[at + i]);
+      term -= white[i] ** 2 / 2 + Math.log(factors[at + i]);
     }
-    return sum;
+    return term;
   });
 }
 
-function drawPrior(weights = facts.prior?.weights) {
+function drawPrior(weights = prior?.weights) {
   const noise = Float32Array.from({ length: latents }, normal);
-  if (!facts.prior) return noise;
-  const component = choose(weights), { means, factors } = facts.prior;
+  if (!prior) return noise;
+  const component = choose(weights), { means, factors } = prior;
   return noise.map((_, i) => {
     const at = component * latents + i;
-    return noise.reduce((sum, value, j) => sum + factors[at * latents + j] * value, means[at]);
+    return noise.reduce((total, value, j) => total + factors[at * latents + j] * value, means[at]);
   });
 }
 
-// p(label | z): from the prior, where it knows labels; else the share of each among the 20 nearest test images
+// p(label | z): from the prior, where it knows labels; else the share of each among the 20 nearest images of the map
 function labelShares(z) {
-  const shares = new Float64Array(facts.names.length), known = facts.prior?.shares;
-  if (known) {
+  const shares = new Float64Array(facts.names.length);
+  if (prior?.shares) {
     const terms = priorTerms(z), all = logSumExp(terms);
     terms.forEach((term, component) => {
       const weight = Math.exp(term - all);
-      shares.forEach((_, label) => (shares[label] += weight * known[component * shares.length + label]));
+      shares.forEach((_, label) => (shares[label] += weight * prior.shares[component * shares.length + label]));
     });
   } else if (facts.classes) {
     const nearest = findNearest(facts.codes, z, 20);
@@ -258,12 +234,15 @@ function labelShares(z) {
   return shares;
 }
 
-// z of a label: from the prior, again where p(label | z) is below 0.9 (the surest draw stays); without labels in the
-// prior the code of a test image with that label
+// z of a label: from the prior, again where p(label | z) is below 0.9 (the surest draw stays). For a label that the
+// prior does not know, the code of an image with that label; null where there is none.
 function drawLabel(label) {
-  const { prior, names, classes } = facts;
-  if (!prior?.shares) return codeOf(choose(classes.map((own) => own === label)));
-  const weights = prior.weights.map((weight, i) => weight * prior.shares[i * names.length + label]);
+  const { names, classes } = facts;
+  const weights = prior?.shares && prior.weights.map((weight, i) => weight * prior.shares[i * names.length + label]);
+  if (!weights?.some((weight) => weight > 0)) {
+    const own = classes?.map((other) => other === label);
+    return own?.includes(1) ? codeOf(choose(own)) : null;
+  }
   let surest = null, most = -1;
   for (let tries = 0; tries < 11 && most < 0.9; tries++) {
     const z = drawPrior(weights), sure = labelShares(z)[label];
@@ -272,32 +251,39 @@ function drawLabel(label) {
   return surest;
 }
 
-// ---- What an image costs, in nats: means over eight codes. Every other code has the noise of the one before it with
-// the sign changed, which cancels most of the error.
+// ---- What an image costs, in nats, as model.py computes it. The expectations over q(z|x) are means over eight codes.
+// Every other code has the noise of the one before it with the sign changed, which cancels most of the error.
 
 function read(image) {
-  const { mean, logVar } = encode(image), { noise, prior } = facts, codes = (2 * noise.length) / latents;
-  let reconstruction = 0, logPrior = 0;
+  const { mean, logVar, outputs } = encode(image), { noise } = facts, codes = (2 * noise.length) / latents;
+  const std = logVar.map((value) => Math.exp(value / 2));
+  const pixelLosses = new Float32Array(image.length); // their sum is the reconstruction loss
+  const logQ = logVar.map((value) => -(value + 1 + LOG_2PI) / 2); // of each dimension, E[log q(z|x)]
+  let logPrior = prior ? 0 : -sum(mean.map((value, i) => value ** 2 + std[i] ** 2 + LOG_2PI)) / 2; // E[log p(z)]
   for (let code = 0; code < codes; code++) {
     const own = noise.subarray((code >> 1) * latents), sign = code % 2 ? -1 : 1;
-    const z = mean.map((value, i) => value + sign * Math.exp(logVar[i] / 2) * own[i]);
-    reconstruction += measureReconstruction(image, decode(z)) / codes;
+    const z = mean.map((value, i) => value + sign * std[i] * own[i]);
+    measurePixels(image, decode(z)).forEach((loss, i) => (pixelLosses[i] += loss / codes));
     if (prior) logPrior += logSumExp(priorTerms(z)) / codes;
   }
-  const kl = prior
-    ? logVar.reduce((sum, value) => sum - (value + 1 + Math.log(2 * Math.PI)) / 2, -logPrior)
-    : logVar.reduce((sum, value, i) => sum + (mean[i] ** 2 + Math.exp(value) - value - 1) / 2, 0);
-  return { image, mean, logVar, reconstruction, kl, pixels: decode(mean).pixels, shares: labelShares(mean) };
+  const reconstruction = sum(pixelLosses), kl = sum(logQ) - logPrior;
+  const states = facts.encoder.layers.filter(({ type }) => type === "LSTM").map(({ name }) => outputs[name].states);
+  const { pixels, outputs: stages } = decode(mean), shares = labelShares(mean);
+  return { image, mean, std, states, stages, pixels, shares, pixelLosses, logQ, logPrior, reconstruction, kl };
 }
 
-function measureReconstruction(image, { logits, pixels }) { // -log p(x | z), of Bernoulli or Gaussian pixels
+function measurePixels(image, { logits, pixels }) { // -log p(x | z) of each pixel, Bernoulli or Gaussian
   const { variance } = facts;
-  if (!variance) return logits.reduce((sum, logit, i) => sum + softplus(logit) - image[i] * logit, 0);
-  const constant = Math.log(2 * Math.PI * variance);
-  return pixels.reduce((sum, pixel, i) => sum + ((image[i] - pixel) ** 2 / variance + constant) / 2, 0);
+  if (!variance) return logits.map((logit, i) => softplus(logit) - image[i] * logit);
+  return pixels.map((pixel, i) => ((image[i] - pixel) ** 2 / variance + Math.log(2 * Math.PI * variance)) / 2);
 }
 
-// ---- The map: a place in the unit square for each test image's code
+function readRows(whole, rows) { // the encoder is shown so many rows of an image; the rest is empty
+  const image = whole.map((pixel, i) => (i < rows * width ? pixel : paper)), { mean } = encode(image);
+  return { image, mean, shares: labelShares(mean) };
+}
+
+// ---- The map: a place in the unit square for the code of each image
 
 const codeOf = (index) => facts.codes.slice(index * latents, (index + 1) * latents);
 const spotOf = (index) => Array.from(facts.map.places.subarray(2 * index, 2 * index + 2));
@@ -320,13 +306,12 @@ function findNearest(points, query, wanted) {
   const all = range(points.length / query.length), lengths = all.map((index) => measure(points, index, query));
   const order = all.sort((a, b) => lengths[a] - lengths[b]).slice(0, wanted + 1);
   const edge = lengths[order.length > wanted ? order.pop() : order.at(-1)];
-  const weights = order.map((index) => (edge / (lengths[index] + 1e-6) - 1 + 1e-6) ** 2);
-  const sum = weights.reduce((a, b) => a + b);
-  return order.map((index, i) => ({ index, weight: weights[i] / sum }));
+  const weights = order.map((index) => (edge / (lengths[index] + 1e-6) - 1 + 1e-6) ** 2), total = sum(weights);
+  return order.map((index, i) => ({ index, weight: weights[i] / total }));
 }
 
 function average(neighbours, rowOf) {
-  return rowOf(0).map((_, i) => neighbours.reduce((sum, { index, weight }) => sum + weight * rowOf(index)[i], 0));
+  return rowOf(0).map((_, i) => sum(neighbours.map(({ index, weight }) => weight * rowOf(index)[i])));
 }
 
 function codeAt(spot) { // z, exact where the map is the latent space, else between the codes of the nearest images
@@ -341,12 +326,12 @@ function spotAt(z) { // beside the image of the nearest code, between those of i
   if (plane) return [0, 1].map((i) => Math.min(1, Math.max(0, ((z[i] ?? 0) - plane.centre[i]) / plane.span[i] + 0.5)));
   const neighbours = findNearest(facts.codes, z, 5), [x, y] = spotOf(neighbours[0].index);
   const close = neighbours.filter(({ index }) => Math.hypot(spotOf(index)[0] - x, spotOf(index)[1] - y) < 0.1);
-  const sum = close.reduce((total, { weight }) => total + weight, 0);
-  return average(close, spotOf).map((value) => value / sum);
+  const total = sum(close.map(({ weight }) => weight));
+  return average(close, spotOf).map((value) => value / total);
 }
 
-// A way from one test image to another over images that are alike: the shortest path (Dijkstra, 1959), where a step
-// costs the sixth power of its length in latent space, so that many short steps are better than a long one.
+// A way from one image to another over images that are alike: the shortest path (Dijkstra, 1959), where a step costs
+// the sixth power of its length in latent space, so that many short steps are better than a long one.
 function findPath(start, end) {
   const costs = new Float64Array(count).fill(Infinity), before = new Int32Array(count), done = new Uint8Array(count);
   costs[start] = 0;

@@ -1,11 +1,14 @@
-// What is on the page that explore.py writes: a map, sliders, a pad. The model behind them is in explorer.js.
+// What is on the page that explore.py writes: a map, sliders, a pad, and how the model reads, draws and counts. The
+// model behind them is in network.js.
 "use strict";
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const $ = (id) => document.getElementById(id);
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const state = { z: null, spot: null, path: [], frame: 0 }; // the latent vector shown, its place on the map, the walk
-const watchers = []; // functions that show the state: of maps and sliders
+// The latent vector shown, its place on the map, the walk; the image chosen on the map, and the one that is explained.
+const state = { z: null, spot: null, path: [], frame: 0, picked: null, reading: null };
+const watchers = []; // functions that show the latent vector: of maps and sliders
+const parts = []; // functions that explain the image that was read: how it is read, drawn, and what it costs
+const one = facts.drawn ? "drawn image" : "test image"; // what a dot of the map is
 
 // ---- Helpers
 
@@ -15,16 +18,31 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
+function svg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 function say(id, text) { // with *bold* words
   $(id).replaceChildren(...text.split("*").map((part, i) => (i % 2 ? make("b", {}, part) : part)));
 }
 
-function paint(canvas, pixels) {
-  [canvas.width, canvas.height] = [width, height];
-  const bytes = new Uint8ClampedArray(4 * pixels.length).fill(255);
-  pixels.forEach((pixel, i) => bytes.fill(Math.round(255 * pixel), 4 * i, 4 * i + 3));
-  canvas.getContext("2d").putImageData(new ImageData(bytes, width, height), 0, 0);
+// Paint values, in rows of so many columns. `colour` turns a value into red, green, blue and opacity.
+function paint(canvas, values, columns = width, colour = grey) {
+  [canvas.width, canvas.height] = [columns, values.length / columns];
+  const bytes = new Uint8ClampedArray(4 * values.length);
+  values.forEach((value, i) => bytes.set(colour(value), 4 * i));
+  canvas.getContext("2d").putImageData(new ImageData(bytes, canvas.width, canvas.height), 0, 0);
 }
+
+const grey = (value) => [255 * value, 255 * value, 255 * value, 255];
+const signed = (most) => (value) => { // orange above zero, blue below; the root, so that small values are seen, too
+  if (Number.isNaN(value)) return [128, 128, 128, 70]; // between two tiles
+  return [...(value > 0 ? [217, 107, 11] : [38, 104, 214]), 255 * Math.sqrt(Math.abs(value) / most)];
+};
+const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
 
 function pointIn(element, event) { // in the unit square
   const box = element.getBoundingClientRect();
@@ -32,94 +50,50 @@ function pointIn(element, event) { // in the unit square
 }
 
 function oncePerFrame(work) {
-  let waits = false;
+  let frame = 0;
   return () => {
-    if (waits) return;
-    waits = true;
-    requestAnimationFrame(() => {
-      waits = false;
-      work();
-    });
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(work);
   };
 }
 
-const colourOf = (label) => facts.colours[label % facts.colours.length][dark.matches ? 1 : 0];
-const cssColour = (name) => getComputedStyle(document.body).getPropertyValue(name);
 const inUnit = (value) => Math.min(1, Math.max(0, value));
+const percent = (share) => `${Math.round(100 * share)}%`;
+const colourOf = (label) => `light-dark(${facts.colours[label % facts.colours.length]})`;
+const sortedBy = (values) => range(values.length).sort((a, b) => values[b] - values[a]); // indices, the largest first
+const pointsOf = (points, scaleX, scaleY) => points.map(([x, y]) => `${scaleX * x},${scaleY * y}`).join(" ");
 
 // ---- Maps
 
-// Draw the map in an element that has two canvases: dots and names, and marks above them. Returns the function that
-// changes the marks: `spot` (a ring), `path` (over test images), `links` (from `pointer` to neighbours).
-function makeMap(root) {
-  const [lower, upper] = root.querySelectorAll("canvas"), marks = { spot: null, path: [], pointer: null, links: [] };
-  let side = 0; // in pixels of the page
-  const begin = (canvas) => {
-    canvas.width = canvas.height = side * devicePixelRatio;
-    const context = canvas.getContext("2d");
-    context.scale(devicePixelRatio, devicePixelRatio);
-    return Object.assign(context, { lineJoin: "round", textAlign: "center", textBaseline: "middle" });
-  };
-  const drawDots = () => {
-    const context = begin(lower), size = Math.min(22, Math.max(11, side / 28));
-    for (const index of range(count)) {
-      const [x, y] = spotOf(index);
-      Object.assign(context, { globalAlpha: 0.8, fillStyle: colourOf(facts.classes ? facts.classes[index] : 0) });
-      context.beginPath();
-      context.arc(x * side, y * side, Math.max(1.1, side / 230), 0, 7);
-      context.fill();
-    }
-    Object.assign(context, { globalAlpha: 1, font: `700 ${size}px system-ui, sans-serif`, lineWidth: size / 3.5 });
-    Object.assign(context, { strokeStyle: cssColour("--card"), fillStyle: cssColour("--ink") });
-    for (const [label, x, y] of facts.map.names) {
-      context.strokeText(facts.names[label], x * side, y * side);
-      context.fillText(facts.names[label], x * side, y * side);
-    }
-  };
-  const drawMarks = () => {
-    const context = begin(upper), [ink, card] = ["--ink", "--card"].map(cssColour);
-    const trace = (points, lineWidth, strokeStyle) => {
-      Object.assign(context, { lineWidth, strokeStyle });
-      context.beginPath();
-      points.forEach(([x, y]) => context.lineTo(x * side, y * side));
-      context.stroke();
-    };
-    for (const { index, weight } of marks.links) trace([marks.pointer, spotOf(index)], 0.8 + 4 * weight, ink);
-    trace(marks.path.map(spotOf), 5, card);
-    trace(marks.path.map(spotOf), 2, ink);
-    if (!marks.spot) return;
-    for (const [lineWidth, strokeStyle] of [[6, card], [3, ink]]) {
-      Object.assign(context, { lineWidth, strokeStyle });
-      context.beginPath();
-      context.arc(marks.spot[0] * side, marks.spot[1] * side, 8, 0, 7);
-      context.stroke();
-    }
-  };
-  const draw = () => {
-    side = root.clientWidth;
-    drawDots();
-    drawMarks();
-  };
-  new ResizeObserver(draw).observe(root);
-  dark.addEventListener("change", draw);
-  return (changes) => {
-    Object.assign(marks, changes);
-    drawMarks();
-  };
+const lineOver = (points, attributes) => svg("polyline", { points: pointsOf(points, 1000, 1000), ...attributes });
+const circleAt = ([x, y], attributes) => svg("circle", { cx: 1000 * x, cy: 1000 * y, ...attributes });
+
+function drawDots() { // both maps show them
+  const styleOf = (index) => `fill: ${colourOf(facts.classes?.[index] ?? 0)}`;
+  $("dots").append(...range(count).map((index) => circleAt(spotOf(index), { r: 4.5, style: styleOf(index) })));
+  $("dots").append(...facts.map.names.map(([label, x, y]) =>
+    svg("text", { x: 1000 * x, y: 1000 * y }, facts.names[label])));
+}
+
+function showMarks() { // the latent vector that is shown, and the walk
+  for (const group of document.querySelectorAll(".marks")) {
+    const ways = ["halo", "way"].map((name) => lineOver(state.path.map(spotOf), { class: name }));
+    group.replaceChildren(...ways, ...["halo", "ring"].map((name) => circleAt(state.spot, { r: 14, class: name })));
+  }
 }
 
 function startMap() {
-  const root = $("map"), lens = $("lens"), mark = makeMap(root), showPicked = makeReading($("picked"), false);
+  const root = $("map"), lens = $("lens"), show = makeReading($("picked"));
   let pointer = [0.5, 0.5], pressed = null, inside = false;
   const showLens = oncePerFrame(() => {
     if (!inside) return;
-    const { z, neighbours } = codeAt(pointer), side = root.clientWidth;
+    const { z, neighbours } = codeAt(pointer), [x, y] = pointer;
     paint(lens.firstElementChild, decode(z).pixels);
     lens.hidden = false;
-    const half = lens.offsetWidth / 2, above = pointer[1] * side - 22 - lens.offsetHeight;
-    lens.style.left = `${Math.min(side - half, Math.max(half, pointer[0] * side)) - half}px`;
-    lens.style.top = `${above > 0 ? above : pointer[1] * side + 22}px`;
-    mark({ pointer, links: neighbours });
+    lens.style = `--x: ${x}; --y: ${y}`;
+    lens.classList.toggle("below", y < 0.4);
+    $("links").replaceChildren(...neighbours.map(({ index, weight }) =>
+      lineOver([pointer, spotOf(index)], { style: `stroke-width: ${0.8 + 4 * weight}px` })));
   });
   const point = (place) => {
     [pointer, inside] = [place.map(inUnit), true];
@@ -128,13 +102,14 @@ function startMap() {
   const leave = () => {
     inside = false;
     lens.hidden = true;
-    mark({ links: [] });
+    $("links").replaceChildren();
   };
   const pick = () => {
-    const [{ index }] = findNearest(facts.map.places, pointer, 1), reading = read(imageOf(index));
-    const title = facts.classes ? `test image, label ${facts.names[facts.classes[index]]}` : "test image";
-    showPicked(reading, title);
-    goTo(reading.mean, spotOf(index));
+    const [{ index }] = findNearest(facts.map.places, pointer, 1);
+    const title = facts.classes ? `${one}, label ${facts.names[facts.classes[index]]}` : one;
+    state.picked = { ...read(imageOf(index)), title, spot: spotOf(index) };
+    show(state.picked);
+    explain(state.picked);
   };
   root.onpointermove = (event) => point(pointIn(root, event));
   root.onpointerdown = (event) => point((pressed = pointIn(root, event)));
@@ -152,53 +127,47 @@ function startMap() {
     else return;
     event.preventDefault();
   };
-  watchers.push(() => mark({ spot: state.spot, path: state.path }));
   pick(); // to begin with, an image in the middle
 }
 
 // ---- An image that was read: what the model makes of it
 
+function explain(reading) { // an image that was chosen on the map or drawn
+  state.reading = reading;
+  goTo(reading.mean, reading.spot);
+  for (const element of document.querySelectorAll(".which")) element.textContent = reading.title;
+  for (const show of parts) show(reading);
+}
+
 // Fill an element with an empty reading. Returns the function that shows one.
-function makeReading(root, withMap) {
+function makeReading(root) {
   root.replaceChildren($("reading").content.cloneNode(true));
   const find = (name) => root.querySelector(name), [image, reconstruction] = root.querySelectorAll(".image");
-  if (!withMap) find(".place").remove();
-  const mark = withMap && makeMap(find(".map"));
-  return (reading, title) => {
-    find("h3").textContent = title;
-    image.setAttribute("aria-label", title);
+  return (reading) => {
+    find("h3").textContent = reading.title;
     paint(image, reading.image);
     paint(reconstruction, reading.pixels);
-    if (mark) mark({ spot: spotAt(reading.mean) });
     showCosts(find(".costs"), reading);
-    showShares(find(".shares"), reading.shares);
+    if (reading.shares.length) showShares(find(".shares"), reading.shares);
   };
 }
 
 function showCosts(root, { reconstruction, kl }) {
-  const [text, box] = root.children, [bar, tick] = box.children, average = facts.losses.general_loss;
-  const bold = (value, className) => make("b", { className }, value.toFixed(1));
-  text.replaceChildren("Costs ", bold(reconstruction, "r"), " (reconstruction) + ", bold(kl, "k"), " (KL) = ");
-  text.append(make("b", {}, `${(reconstruction + kl).toFixed(1)} nats`), ".");
-  if (average) text.append(` The average test image costs ${average.toFixed(1)}.`);
-  const full = Math.max(1.5 * (average ?? 0), 1.05 * (reconstruction + kl)); // what the whole bar stands for
+  const [text, box] = root.children, [bar, tick] = box.children, usual = facts.losses.general_loss;
+  const numbers = [reconstruction, kl, reconstruction + kl];
+  text.querySelectorAll("b").forEach((element, i) => (element.textContent = numbers[i].toFixed(1)));
+  const full = Math.max(1.5 * (usual ?? 0), 1.05 * (reconstruction + kl)); // what the whole bar stands for
   box.hidden = reconstruction < 0; // Gaussian pixels can have densities above one
   [reconstruction, kl].forEach((value, i) => (bar.children[i].style.width = `${(100 * value) / full}%`));
-  tick.hidden = !average;
-  tick.style.left = `${(100 * average) / full}%`;
+  if (tick) tick.style.left = `${(100 * usual) / full}%`;
 }
 
 function showShares(root, shares) { // of the ten best labels, in their usual order
-  const best = range(shares.length).sort((a, b) => shares[b] - shares[a]).slice(0, 10).sort((a, b) => a - b);
-  const title = facts.prior?.shares ? "taken for: p(label | z), how likely each label is"
-    : "labels of the 20 test images with the nearest codes";
-  root.hidden = !shares.length;
-  root.replaceChildren(make("h3", {}, title));
-  for (const label of best) {
-    const percent = `${Math.round(100 * shares[label])}%`, fill = make("i");
-    Object.assign(fill.style, { width: percent, background: colourOf(label) });
+  root.replaceChildren();
+  for (const label of sortedBy(shares).slice(0, 10).sort((a, b) => a - b)) {
+    const fill = make("i", { style: `width: ${percent(shares[label])}; background: ${colourOf(label)}` });
     root.append(make("span", {}, facts.names[label]), make("div", { className: "bar" }, fill));
-    root.append(make("span", {}, percent));
+    root.append(make("span", {}, percent(shares[label])));
   }
 }
 
@@ -207,10 +176,9 @@ function showShares(root, shares) { // of the ten best labels, in their usual or
 function setZ(z, spot = spotAt(z)) {
   Object.assign(state, { z: Float32Array.from(z), spot });
   paint($("image"), decode(state.z).pixels);
-  const shares = labelShares(state.z), best = shares.indexOf(shares.reduce((a, b) => Math.max(a, b), 0));
-  const percent = `${Math.round(100 * shares[best])}%`, label = `*${facts.names[best]}*`;
-  if (facts.prior?.shares) say("label", `By the prior, this z has the label ${label}: p(label | z) is ${percent}.`);
-  else if (shares.length) say("label", `Of the 20 nearest test images, ${percent} have the label ${label}.`);
+  const shares = labelShares(state.z), [best] = sortedBy(shares);
+  for (const element of document.querySelectorAll("#label b")) element.textContent = facts.names[best];
+  for (const element of document.querySelectorAll("#label i")) element.textContent = percent(shares[best]);
   for (const show of watchers) show();
 }
 
@@ -225,7 +193,7 @@ function stopWalk() {
   $("walk").textContent = `Walk to another ${facts.noun}`;
 }
 
-function walk() { // from test image to test image, to one of another label
+function walk() { // from image to image, to one of another label
   const [{ index: start }] = findNearest(facts.codes, state.z, 1), labels = facts.classes;
   const ends = range(count).filter((index) => (labels ? labels[index] !== labels[start] : index !== start));
   if (!ends.length) return;
@@ -244,10 +212,11 @@ function walk() { // from test image to test image, to one of another label
 }
 
 function showEach() {
-  $("tiles").replaceChildren(...range(Math.min(facts.names.length, 60)).map((label) => {
-    const z = drawLabel(label), canvas = make("canvas", { className: "image" });
+  const draws = facts.names.slice(0, 60).map((name, label) => ({ name, z: drawLabel(label) }));
+  $("tiles").replaceChildren(...draws.filter(({ z }) => z).map(({ name, z }) => {
+    const canvas = make("canvas", { className: "image" });
     paint(canvas, decode(z).pixels);
-    return make("button", { onclick: () => goTo(z) }, canvas, facts.names[label]);
+    return make("button", { onclick: () => goTo(z) }, canvas, name);
   }));
 }
 
@@ -264,12 +233,12 @@ function makeSlider(dimension) {
 }
 
 function startLatents() {
-  const shown = facts.active.slice(0, 20), more = facts.active.slice(20), mark = makeMap($("here"));
+  const shown = facts.active.slice(0, 20), more = facts.active.slice(20);
   $("sliders").append(...shown.map(makeSlider));
   $("more").hidden = !more.length;
   $("more").lastElementChild.append(...more.map(makeSlider));
   $("more").firstElementChild.textContent = `${more.length} more, less active`;
-  watchers.push(() => mark({ spot: state.spot, path: state.path }));
+  watchers.push(showMarks);
   $("new").onclick = () => goTo(drawPrior());
   $("walk").onclick = () => (state.frame ? stopWalk() : walk());
   $("each").hidden = !facts.names.length;
@@ -277,9 +246,9 @@ function startLatents() {
   showEach();
 }
 
-// ---- The pad: strokes become an image as MNIST's were made
+// ---- The pad: strokes become an image as MNIST's were made, with the ink and the paper of the set
 
-const INK = 2.7, EDGE = 1.2; // width of the pen, and of its soft edge, in pixels of 28
+const INK = 2.7; // width of the pen, in pixels of 28
 const EXAMPLE = [[8, 9], [10, 6], [14, 5], [17, 7], [18, 11], [15, 15], [11, 19], [8, 22], [14, 21], [20, 22]]; // a 2
 
 // Strokes are lists of points in the unit square. They are scaled to 20 pixels of 28, and their mass is centred.
@@ -293,138 +262,279 @@ function rasterise(strokes) {
   const scale = Math.min(4, ((20 - INK) * unit) / (longest + 1e-6)); // no further: a dot remains a dot
   const drawAround = (centre) => {
     const move = (value, axis) => (value * shape[axis] - (ends[axis][0] + ends[axis][1]) / 2) * scale + centre[axis];
-    return drawStrokes(strokes.map((stroke) => stroke.map((point) => point.map(move))), unit);
+    return drawStrokes(strokes.map((stroke) => stroke.map((point) => point.map(move))), INK * unit);
   };
-  const image = drawAround([width / 2, height / 2]), [x, y] = findCentre(image);
-  const centred = drawAround([width - x, height - y]);
-  return facts.binary ? centred.map(Math.round) : centred;
+  const [x, y] = findCentre(drawAround([width / 2, height / 2]));
+  const centred = drawAround([width - x, height - y]), shares = facts.binary ? centred.map(Math.round) : centred;
+  return shares.map((share) => paper + (ink - paper) * share);
 }
 
-function findCentre(image) { // of mass: column and row
-  const mass = image.reduce((sum, ink) => sum + ink), sum = (at) => image.reduce((all, ink, i) => all + ink * at(i), 0);
-  return [sum((i) => i % width) / mass, sum((i) => Math.floor(i / width)) / mass];
+function findCentre(shares) { // of mass: column and row
+  const mass = sum(shares), mean = (at) => sum(shares.map((share, i) => share * at(i))) / mass;
+  return [mean((i) => (i % width) + 0.5), mean((i) => Math.floor(i / width) + 0.5)];
 }
 
-function drawStrokes(strokes, unit) { // the ink of each pixel, by its distance to the nearest line
-  return Float32Array.from({ length: height * width }, (_, i) => {
-    const x = (i % width) + 0.5, y = Math.floor(i / width) + 0.5;
-    let nearest = Infinity;
-    for (const stroke of strokes) {
-      stroke.forEach(([endX, endY], k) => {
-        const [startX, startY] = stroke[Math.max(k - 1, 0)], alongX = endX - startX, alongY = endY - startY;
-        const share = inUnit(((x - startX) * alongX + (y - startY) * alongY) / (alongX ** 2 + alongY ** 2 || 1));
-        nearest = Math.min(nearest, Math.hypot(x - startX - share * alongX, y - startY - share * alongY));
-      });
-    }
-    return inUnit((INK / 2 - nearest / unit) / EDGE + 0.5);
-  });
+function drawStrokes(strokes, lineWidth) { // the share of ink in each pixel
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  Object.assign(context, { lineWidth, lineCap: "round", lineJoin: "round" });
+  context.beginPath();
+  for (const [start, ...rest] of strokes) {
+    context.moveTo(...start);
+    for (const point of [start, ...rest]) context.lineTo(...point);
+  }
+  context.stroke();
+  return Float32Array.from(context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 3), (a) => a / 255);
 }
 
 function startPad() {
-  const pad = $("pad"), strokes = [EXAMPLE.map(([x, y]) => [x / 28, y / 28])];
-  let stroke = null, pen = [0.5, 0.5], show = null, isExample = true;
-  const draw = () => {
-    const wide = pad.clientWidth, tall = pad.clientHeight, context = pad.getContext("2d");
-    [pad.width, pad.height] = [wide * devicePixelRatio, tall * devicePixelRatio];
-    context.scale(devicePixelRatio, devicePixelRatio);
-    const lineWidth = (INK / 28) * Math.min(wide, tall);
-    Object.assign(context, { lineWidth, lineCap: "round", lineJoin: "round" });
-    context.strokeStyle = isExample ? "#666" : "#fff";
-    for (const points of strokes) {
-      context.beginPath();
-      [points[0], ...points].forEach(([x, y]) => context.lineTo(x * wide, y * tall));
-      context.stroke();
-    }
-    Object.assign(context, { lineWidth: 2, strokeStyle: "#8fa8ff" });
-    if (pad.matches(":focus-visible")) context.strokeRect(pen[0] * wide - 5, pen[1] * tall - 5, 10, 10);
-    $("hint").hidden = strokes.length && !isExample;
-  };
+  const pad = $("pad"), show = makeReading($("drawn"));
+  let strokes = [EXAMPLE.map(([x, y]) => [x / 28, y / 28])], isExample = true, isDrawing = false, pen = [0.5, 0.5];
   const readPad = oncePerFrame(() => {
-    if (!strokes.length) return;
-    show ??= makeReading($("drawn"), true);
-    const reading = read(rasterise(strokes));
-    show(reading, "what it sees");
-    if (!isExample) goTo(reading.mean);
+    $("drawn").hidden = !strokes.length;
+    if (!strokes.length) return explain(state.picked);
+    const reading = { ...read(rasterise(strokes)), title: isExample ? "an example" : "your drawing" };
+    show(reading);
+    if (!isExample) explain(reading);
   });
   const change = () => {
-    draw();
+    const lines = strokes.map((stroke) => svg("polyline", { points: pointsOf([stroke[0], ...stroke], width, height) }));
+    const [x, y] = [pen[0] * width - 0.5, pen[1] * height - 0.5];
+    pad.replaceChildren(...lines, svg("rect", { x, y, width: 1, height: 1 }));
+    pad.classList.toggle("example", isExample);
+    $("hint").textContent = isExample ? "An example. Draw your own." : strokes.length ? "" : "Draw here.";
     readPad();
   };
-  const clear = () => {
-    strokes.length = 0;
-    [stroke, isExample] = [null, false];
-  };
   const begin = (point) => {
-    if (isExample) clear();
-    strokes.push((stroke = [point]));
+    strokes = isExample ? [[point]] : [...strokes, [point]];
+    [isExample, isDrawing] = [false, true];
+    change();
   };
+  const extend = (...points) => {
+    if (isDrawing) strokes.at(-1).push(...points);
+    change();
+  };
+  const undo = (count) => {
+    strokes = isExample ? [] : strokes.slice(0, -count);
+    [isExample, isDrawing] = [false, false];
+    change();
+  };
+  const clear = () => undo(strokes.length);
   pad.onpointerdown = (event) => {
     pad.setPointerCapture(event.pointerId);
     begin(pointIn(pad, event));
-    change();
   };
   pad.onpointermove = (event) => {
-    if (!stroke || !event.buttons) return;
-    stroke.push(...(event.getCoalescedEvents?.() ?? []).map((part) => pointIn(pad, part)), pointIn(pad, event));
-    change();
+    if (!isDrawing || !event.buttons) return;
+    extend(...[...(event.getCoalescedEvents?.() ?? []), event].map((part) => pointIn(pad, part)));
   };
-  pad.onpointerup = pad.onpointercancel = () => (stroke = null);
+  pad.onpointerup = pad.onpointercancel = () => (isDrawing = false);
   pad.onkeydown = (event) => {
     const step = ARROWS[event.key];
-    if (step && !event.shiftKey) stroke = null;
-    if (step && event.shiftKey && !stroke) begin(pen);
-    if (step) pen = pen.map((value, axis) => inUnit(value + 0.03 * step[axis]));
-    else if (event.key === "Escape") clear();
-    else return;
-    stroke?.push(pen);
-    change();
+    if (event.key === "Escape") clear();
+    if (!step) return;
     event.preventDefault();
+    if (!event.shiftKey) isDrawing = false;
+    else if (!isDrawing) begin(pen);
+    pen = pen.map((value, axis) => inUnit(value + 0.03 * step[axis]));
+    extend(pen);
   };
-  $("clear").onclick = () => change(clear());
-  $("undo").onclick = () => change(isExample ? clear() : strokes.pop());
-  pad.onfocus = pad.onblur = draw;
-  new ResizeObserver(draw).observe(pad);
-  readPad();
+  $("clear").onclick = clear;
+  $("undo").onclick = () => undo(1);
+  const [ground, stroke] = [paper, ink].map((value) => `rgb(${grey(value).slice(0, 3)})`);
+  Object.assign(pad.style, { background: ground, stroke, strokeWidth: (INK / 28) * Math.min(width, height) });
+  pad.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  change();
+}
+
+// ---- How it reads: the model is shown the first rows of the image
+
+function startRows() {
+  const slider = $("rows"), lstms = facts.encoder.layers.filter(({ type }) => type === "LSTM");
+  const pictures = lstms.map(makeStates);
+  let best = [], timer = 0; // the likeliest labels; what plays
+
+  const show = () => {
+    const rows = Number(slider.value), { image, mean, shares } = stepOf(state.reading, rows);
+    paint($("rows-image"), image);
+    paint($("rows-pixels"), decode(mean).pixels);
+    const texts = best.map((label) => `${facts.names[label]} ${percent(shares[label])}`);
+    $("legend").replaceChildren(...texts.map((text, i) =>
+      make("span", {}, make("i", { style: `background: ${colourOf(best[i])}` }), text)));
+    slider.setAttribute("aria-valuetext", [`${rows} of ${height} rows`, ...texts].join(", "));
+    for (const strip of document.querySelectorAll("#rows-part .strip")) strip.style.setProperty("--rows", rows);
+  };
+  const stop = () => {
+    timer = clearInterval(timer);
+    $("play").textContent = "Play";
+  };
+  const step = () => {
+    slider.value++;
+    show();
+    if (Number(slider.value) === height) stop();
+  };
+  $("play").onclick = () => {
+    if (timer) return stop();
+    slider.value = 0;
+    $("play").textContent = "Stop";
+    timer = setInterval(step, 5000 / height);
+  };
+  slider.oninput = () => {
+    stop();
+    show();
+  };
+  slider.max = slider.value = height;
+  $("curves").style.setProperty("--steps", height);
+
+  parts.push(async (reading) => {
+    reading.rows = [];
+    best = [];
+    show();
+    pictures.forEach((showStates, i) => showStates(reading.states[i]));
+    for (let rows = 0; rows <= height; rows++) {
+      stepOf(reading, rows);
+      if (rows % 4 === 3) await new Promise(requestAnimationFrame); // or the page would stop meanwhile
+      if (state.reading !== reading) return; // another image was chosen
+    }
+    best = showCurves(reading.rows.map(({ shares }) => shares));
+    show();
+  });
+}
+
+const stepOf = (reading, rows) => (reading.rows[rows] ??= readRows(reading.image, rows));
+
+// Make the picture of an LSTM's states: steps from left to right, units from top to bottom. Returns what fills it.
+function makeStates({ name, shape, inputs, line }) {
+  const columns = facts.encoder.layers.find((layer) => layer.name === inputs[0]).type === "Permute";
+  const steps = columns ? width : height, units = shape.at(-1), canvas = make("canvas", { role: "img" });
+  const title = `${name}: its ${units} numbers after each ${columns ? "column" : "row"}${inSource(line)}`;
+  const strip = make("div", { className: "strip" }, canvas, make("div", { className: "veil" }));
+  strip.style = `--steps: ${steps}; height: ${Math.min(200, Math.max(60, 2 * units))}px`;
+  canvas.setAttribute("aria-label", title);
+  $("states").append(make("div", { className: "figure" }, make("h3", {}, title), strip));
+  return (states) => paint(canvas, range(units * steps).map((i) => states[(i % steps) * units + Math.floor(i / steps)]),
+    steps, signed(largest(states)));
+}
+
+const inSource = (line) => (line ? ` (${line})` : "");
+
+// Draw the shares of the likeliest labels, from those of all labels after each row. Returns these labels.
+function showCurves(curves) {
+  const most = facts.names.map((_, label) => Math.max(...curves.map((shares) => shares[label])));
+  const best = sortedBy(most).slice(0, 5).filter((label) => most[label] > 0.1), [end] = sortedBy(curves.at(-1));
+  const since = curves.findLastIndex((shares) => sortedBy(shares)[0] !== end) + 1;
+  $("curves").firstElementChild.replaceChildren(...best.map((label) => svg("polyline", {
+    points: pointsOf(curves.map((shares, rows) => [rows / height, 1 - shares[label]]), 100, 100),
+    style: `stroke: ${colourOf(label)}`,
+  })));
+  say("mind", best.length ? `It makes up its mind at row ${since}: from there on, the likeliest label is ` +
+    `*${facts.names[end]}*.` : "");
+  return best;
+}
+
+// ---- How it draws: the latent vector, and what leaves each stage of the decoder
+
+// Lay vectors and feature maps out as tiles. Returns their values, row by row, and how many columns there are.
+function tile({ shape, data }) {
+  const [rows, columns, channels] = shape.length === 1 ? [1, 1, ...shape] : [...shape, 1];
+  const gap = rows * columns > 1 ? 1 : 0, across = Math.ceil(Math.sqrt(channels));
+  const total = across * (columns + gap) - gap, down = Math.ceil(channels / across) * (rows + gap) - gap;
+  const values = new Float32Array(total * down).fill(NaN);
+  data.forEach((value, i) => {
+    const channel = i % channels, place = Math.floor(i / channels);
+    const y = Math.floor(channel / across) * (rows + gap) + Math.floor(place / columns);
+    values[y * total + (channel % across) * (columns + gap) + (place % columns)] = value;
+  });
+  return [values, total];
+}
+
+function startStages() {
+  const unseen = ["InputLayer", "Dropout", "Flatten"]; // they change nothing
+  const stages = facts.decoder.layers.filter(({ type, shape }) => !unseen.includes(type) && shape.length < 4);
+  const paintStage = (canvas, layer) => {
+    const output = state.reading.stages[layer.name];
+    paint(canvas, ...tile(output), layer.name === "pixels" ? grey : signed(largest(output.data)));
+  };
+  const buttons = stages.map((layer) => make("button", { onclick: () => select(layer) }, make("canvas"),
+    make("span", {}, layer.name, make("small", {}, layer.shape.join(" × ")))));
+  let selected = stages.find(({ type }) => type === "Conv2DTranspose") ?? stages[0];
+  const select = (layer) => {
+    selected = layer;
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", stages[i] === layer));
+    const { name, type, shape, activation, line } = layer, about = $("about").content;
+    const text = (key) => about.getElementById(key)?.textContent ?? "";
+    say("stage-text", `*${name}*: ${text(name) || text(type)} ${text(activation)} Its output has the shape ` +
+      `${shape.join(" × ")}${inSource(line)}.`);
+    paintStage($("stage"), layer);
+    $("stage").setAttribute("aria-label", `the numbers that leave ${name}`);
+  };
+  $("stages").append(...buttons);
+  parts.push((reading) => {
+    showBars($("z-bars"), "z: mean ± standard deviation", reading.mean, reading.std);
+    buttons.forEach((button, i) => paintStage(button.firstElementChild, stages[i]));
+    select(selected);
+  });
+}
+
+// Draw a bar for each latent dimension, the most active first, with a line from value - spread to value + spread.
+function showBars(root, title, values, spreads) {
+  const order = [...facts.active, ...range(latents).filter((i) => !facts.active.includes(i))];
+  const most = largest(order.flatMap((i) => [values[i] - spreads[i], values[i] + spreads[i]]));
+  const y = (value) => 50 - (50 * value) / most;
+  const spread = (i) => (spreads[i] ? ` ± ${spreads[i].toFixed(2)}` : "");
+  const texts = order.map((i) => `z${i + 1}: ${values[i].toFixed(2)}${spread(i)}`);
+  const bars = order.map((i, place) => svg("g", {}, svg("title", {}, texts[place]),
+    svg("rect", { x: 10 * place + 2, y: Math.min(y(values[i]), 50), width: 6, height: Math.abs(y(values[i]) - 50) }),
+    svg("path", { d: `M${10 * place + 5} ${y(values[i] - spreads[i])}V${y(values[i] + spreads[i])}` })));
+  const picture = svg("svg", { viewBox: `0 0 ${10 * latents} 100`, preserveAspectRatio: "none", role: "img" },
+    svg("path", { d: `M0 50H${10 * latents}`, class: "zero" }), ...bars);
+  picture.setAttribute("aria-label", texts.join(", "));
+  const ticks = latents <= 40 ? order.map((i) => make("span", {}, i + 1)) : [];
+  root.replaceChildren(make("h3", {}, `${title} (up to ${most.toFixed(1)})`), picture);
+  root.append(make("div", { className: "ticks" }, ...ticks));
+}
+
+// ---- What it costs: the loss, in nats
+
+function startCosts() {
+  const heat = [217, 107, 11];
+  parts.push(({ pixelLosses, reconstruction, logQ, logPrior, kl }) => {
+    const least = pixelLosses.reduce((a, b) => Math.min(a, b)), most = pixelLosses.reduce((a, b) => Math.max(a, b));
+    paint($("heat"), pixelLosses, width, (value) => [...heat, (255 * (value - least)) / (most - least || 1)]);
+    say("heat-text", `From ${least.toFixed(2)} (pale) to ${most.toFixed(2)} nats a pixel.`);
+    const terms = { reconstruction, "log-q": sum(logQ), "log-prior": -logPrior, total: reconstruction + kl };
+    for (const [id, value] of Object.entries(terms)) $(id).textContent = value.toFixed(1);
+    showBars($("q-bars"), "log q(z|x) of each dimension, in nats", logQ, logQ.map(() => 0));
+  });
 }
 
 // ---- Texts, and the start
 
+// Keep the texts of page.html that hold for this model, and put its numbers into them.
 function writeTexts() {
-  const { network, dataset, epochs, parameters, noun, losses, active, names, map, prior } = facts;
-  const reader = facts.encoder.layers.some((layer) => layer.type === "Permute")
-    ? "reads an image with two LSTMs, row by row and column by column," : "reads an image row by row with an LSTM";
-  const coloured = names.length ? " The model never saw the labels: colours and names were added afterwards." : "";
-  document.title = `${network} on ${dataset}: inside a variational autoencoder`;
-  say("lede", `This page holds a whole model: the network *${network}*, trained for ${epochs} epochs on *${dataset}*.` +
-    ` Its *encoder* ${reader} and puts what it has seen into ${latents} numbers, the latent vector *z*. ` +
-    "Its *decoder* draws an image from z alone.");
-  say("map-text", `Each of the ${count.toLocaleString("en")} dots is a test image` + (map.plane
-    ? `, where its latent vector is: this map is the latent space itself.${coloured}`
-    : `, which training did not use. Images with similar latent vectors are close on the map.${coloured}`));
-  say("between", map.plane ? "" : "Its z is the weighted mean of those of the nearest dots.");
-  say("latent-text", (active.length < latents
-    ? `Of the ${latents} numbers of z, ${active.length} tell one test image from another; the decoder has learnt to ` +
-      "ignore the others. Here they are, the most active first."
-    : `These are the ${latents} numbers of z, the most active first.`) + " *Move one* and see what it means.");
-  say("buttons-text", (prior ? "The prior says which latent vectors belong to images: it is a mixture of Gaussians. "
-    : "The prior is N(0, I), so some of what is drawn from it lies between the classes. ") +
-    `A walk goes from test image to test image, always to one that is alike.` +
-    (names.length ? ` Below is one ${noun} of each label: choose one to go there.` : ""));
-  const metrics = [
-    [losses.general_loss?.toFixed(1), "nats to describe a test image, on average (the negative ELBO); lower is better"],
-    [losses.reconstruction_loss?.toFixed(1), "of these for the reconstruction"],
-    [losses.kl_loss?.toFixed(1), "of these for the latent vector (KL)"],
-    [`${active.length} of ${latents}`, "latent dimensions are in use"],
-    [parameters.toLocaleString("en"), "weights of the encoder and the decoder, all in this page"],
-  ];
-  $("metrics").append(...metrics.filter(([value]) => value).map(([value, meaning]) =>
-    make("div", {}, make("b", {}, value), make("span", {}, meaning))));
+  const { losses, active, encoder } = facts, some = (property) => encoder.layers.some(property);
+  const values = {
+    ...facts, latents, height, active: active.length, allActive: active.length === latents, plane: facts.map.plane,
+    labels: facts.names.length, knowsLabels: prior?.shares, foreign: facts.shown !== facts.trainedOn,
+    columns: some(({ type }) => type === "Permute"), everyStep: some((layer) => layer.return_sequences),
+    count: count.toLocaleString("en"), parameters: facts.parameters.toLocaleString("en"), one,
+    general: losses.general_loss?.toFixed(1), reconstruction: losses.reconstruction_loss?.toFixed(1),
+    kl: losses.kl_loss?.toFixed(1), ground: paper > 0.5 ? "white" : "black",
+  };
+  for (const root of [document, $("reading").content]) {
+    for (const element of root.querySelectorAll("[data-if]")) if (!values[element.dataset.if]) element.remove();
+    for (const element of root.querySelectorAll("[data-unless]")) if (values[element.dataset.unless]) element.remove();
+    for (const element of root.querySelectorAll("[data-text]")) element.textContent = values[element.dataset.text];
+  }
+  document.title = `${facts.network} on ${facts.trainedOn}: inside a variational autoencoder`;
 }
 
 async function start() {
-  await unpack($("arrays").textContent);
-  document.body.style.setProperty("--shape", `${width} / ${height}`);
+  await unpack(facts);
   writeTexts();
+  drawDots();
+  startRows();
+  startStages();
+  startCosts();
   startLatents();
   startMap();
   startPad();

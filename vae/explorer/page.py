@@ -1,20 +1,22 @@
-"""One HTML page that holds a whole model: both networks, the prior, test images, and the code that runs them.
+"""One HTML page that holds a whole model: both networks, the prior, images, and the code that runs them.
 
-The code is in explorer.js. It knows a fixed list of layers, so each layer is checked before the page is made.
+The code is in network.js. It knows a fixed list of layers; a network with another one is refused.
 """
 
 import base64
+import inspect
 import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vae.data.dataset import Dataset
-from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
+from vae import networks
+from vae.data.dataset import Dataset, to_pixels
+from vae.latent_map import CODES, COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
 from vae.metrics import ACTIVE
 from vae.run import Run
 from vae.sampling import Mixture
@@ -26,159 +28,111 @@ LARGE = 2**17  # weights of a matrix that is stored as float16; smaller ones tak
 LARGEST_HALF = 6e4  # float16 ends at 65,504
 NOISE = 4  # draws of noise; with their opposites, each cost in nats is the mean over eight codes
 MARGIN = 0.04  # share of the map around its outermost codes
+PROJECT = Path(__file__).resolve().parents[2]
 DIGITS = ("mnist", "digits")  # data sets whose images are called digits
 
+# What network.js runs, and the settings of a layer that it reads.
+LAYERS = ("InputLayer", "LSTM", "Dense", "Conv2DTranspose", "AveragePooling2D", "BatchNormalization", "Normalization")
+LAYERS += ("ReLU", "Activation", "Flatten", "Reshape", "Permute", "Concatenate", "Dropout", "Log", "Multiply")
 ACTIVATIONS = ("linear", "relu", "silu", "sigmoid", "softplus", "tanh")
-# The layers that explorer.js runs, and the only values of their settings with which it can.
-LAYERS = {
-    "InputLayer": {},
-    "LSTM": {
-        "activation": ("tanh",),
-        "recurrent_activation": ("sigmoid",),
-        "go_backwards": (False,),
-        "return_state": (False,),
-    },
-    "Dense": {"activation": ACTIVATIONS},
-    "Conv2DTranspose": {
-        "activation": ACTIVATIONS,
-        "padding": ("same",),
-        "data_format": ("channels_last",),
-        "dilation_rate": ((1, 1),),
-        "output_padding": (None,),
-    },
-    "AveragePooling2D": {"padding": ("same",), "data_format": ("channels_last",)},
-    "BatchNormalization": {"axis": (-1,)},
-    "Normalization": {"axis": ((),), "invert": (False,)},
-    "ReLU": {"max_value": (None,), "negative_slope": (0.0,), "threshold": (0.0,)},
-    "Activation": {"activation": ACTIVATIONS},
-    "Flatten": {"data_format": ("channels_last",)},
-    "Reshape": {},
-    "Permute": {},
-    "Concatenate": {"axis": (-1,)},
-    "Dropout": {},
-    "Log": {},
-    "Multiply": {},
-}
-SETTINGS = ("activation", "dims", "kernel_size", "pool_size", "return_sequences", "strides")  # that explorer.js reads
+SETTINGS = ("activation", "dims", "kernel_size", "pool_size", "return_sequences", "strides")
 
 
-class Arrays:
-    """Arrays one after another, as bytes, each known by where it is."""
+def build_page(run: Run, dataset: Dataset | None) -> str:
+    """Return the page for a run. On its map are test images of this data set, or, without one, images that it draws.
 
-    def __init__(self):
-        self._parts: list[bytes] = []
-        self._length = 0
-
-    def add(self, array: np.ndarray, dtype: str) -> dict:
-        """Append an array, and return what finds it again."""
-        part = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()
-        place = {"at": self._length, "bytes": len(part), "type": dtype}
-        self._parts.append(part)
-        self._length += len(part)
-        return place
-
-    def add_weights(self, array: np.ndarray) -> dict:
-        """Append weights: as float16 where they are many, else as float32."""
-        half = array.size > LARGE and np.abs(array).max() < LARGEST_HALF
-        return self.add(array, "float16" if half else "float32")
-
-    def to_text(self) -> str:
-        """Return all of them, compressed, in base64."""
-        return base64.b64encode(zlib.compress(b"".join(self._parts), 9)).decode()
-
-
-def build_page(run: Run, dataset: Dataset) -> str:
-    """Return the page for a run, with test images of this data set on its map.
-
-    Raises UserError where a network has a layer that explorer.js does not know, or reads images of another size.
+    Raises UserError where a network has a layer that network.js does not know.
     """
-    decoder = run.load_decoder(dataset.test_images.shape[1:])
-    encoder = run.load_encoder(decoder)
-    arrays = Arrays()
-    facts = {"encoder": describe_network(encoder, arrays), "decoder": describe_network(decoder, arrays)}
-    images, labels = _choose_images(dataset, run.settings.binarize)
+    encoder, decoder, prior = run.load_encoder(), run.load_decoder(), run.load_prior()
+    images, labels = _draw_images(decoder, prior) if dataset is None else _choose_images(dataset)
+    if run.settings.binarize:
+        images = np.where(np.random.default_rng(0).random(images.shape) < images / 255, 255, 0).astype(np.uint8)
     codes = encoder.predict(images / np.float32(255), batch_size=500, verbose=0)[0]  # (n, D)
-    if not np.isfinite(codes).all():
-        raise UserError(f"{run.folder}: its encoder gives codes that are not finite; choose another run")
-    prior = run.load_prior(decoder.input_shape[1])
-    mixture = None if prior.is_normal else prior
-    classes = _find_classes(labels, mixture)  # (C,), sorted
+    classes = np.unique(np.concatenate([prior.labels, [] if labels is None else labels]).astype(int))  # (C,)
     numbers = None if labels is None else np.searchsorted(classes, labels)
-    rng = np.random.default_rng(0)
-    facts |= {
+    trained_on = run.config["dataset"]["name"]
+    shown = trained_on if dataset is None else dataset.name
+    build = networks.NETWORKS[run.settings.network].build
+    paper, ink = _find_paper_and_ink(images)
+    facts = {
+        "encoder": _describe_network(encoder, build),
+        "decoder": _describe_network(decoder, build),
+        "prior": None if prior.is_normal else _describe_prior(prior, classes),
         "network": run.settings.network,
-        "dataset": dataset.name,
-        "noun": "digit" if dataset.name in DIGITS else "image",
+        "trainedOn": trained_on,
+        "shown": shown,
+        "drawn": dataset is None,
+        "noun": "digit" if shown in DIGITS else "image",
         "epochs": run.config["epochs_done"],
         "parameters": encoder.count_params() + decoder.count_params(),
-        "losses": _read_losses(run.config),
+        "losses": run.config.get("test", {}),  # an unfinished run has none
         "variance": variance_of(run.settings),
         "binary": run.settings.binarize,
+        "paper": paper,
+        "ink": ink,
         "active": _order_active(codes),
-        "names": [run.name_label(label) for label in classes],
+        "names": _name_labels(classes, (dataset and dataset.label_names) or run.label_names),
         "colours": COLOURS,
-        "images": arrays.add(images, "uint8"),
-        "codes": arrays.add(codes, "float16"),
-        "classes": None if numbers is None else arrays.add(numbers, "uint16"),
         "count": len(codes),
-        "noise": arrays.add(rng.standard_normal((NOISE, codes.shape[1])), "float32"),
-        "prior": None if mixture is None else _describe_prior(mixture, classes, arrays),
-        "map": _describe_map(codes, numbers, arrays),
+        "images": _pack(images, "uint8"),
+        "codes": _pack(codes, "float16"),
+        "classes": None if numbers is None else _pack(numbers, "uint16"),
+        "noise": _pack(np.random.default_rng(0).standard_normal((NOISE, codes.shape[1])), "float32"),
+        "map": _describe_map(codes, numbers),
     }
-    return _fill_template(facts, arrays)
+    return _fill_template(facts)
 
 
-def describe_network(model, arrays: Arrays) -> dict:
-    """Return the layers of a Keras model as explorer.js reads them; UserError for one that it does not know."""
-    config = model.get_config()
+def _pack(array: np.ndarray, dtype: str) -> dict:
+    """Return an array as text: its bytes, compressed, in base64."""
+    content = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()
+    return {"type": dtype, "base64": base64.b64encode(zlib.compress(content, 9)).decode()}
+
+
+def _pack_weights(array: np.ndarray) -> dict:
+    """Pack weights: as float16 where they are many, else as float32."""
+    half = array.size > LARGE and np.abs(array).max() < LARGEST_HALF
+    return _pack(array, "float16" if half else "float32")
+
+
+# The networks
+
+
+def _describe_network(model, build: Callable) -> dict:
+    """Return the layers of a Keras model as network.js reads them; UserError for one that it does not know."""
     operations = {operation.name: operation for operation in model.operations}
     layers = []
-    for layer in config["layers"]:
-        _check_layer(model.name, layer)
-        operation = operations[layer["name"]]
+    for layer in model.get_config()["layers"]:
+        name, kind, config = layer["name"], layer["class_name"], layer["config"]
+        activation = config.get("activation", "linear")
+        if kind not in LAYERS or activation not in ACTIVATIONS:
+            what = f"{name!r:.50} ({kind}, activation {activation!s:.50})"
+            raise UserError(f"{model.name}.keras: the page cannot run its layer {what}; it knows {', '.join(LAYERS)}")
         layers.append(
             {
-                "type": layer["class_name"],
-                "name": layer["name"],
-                "shape": operation.output.shape[1:],
-                "inputs": list(_read_inputs(layer)),
-                **{name: layer["config"][name] for name in SETTINGS if name in layer["config"]},
-                **{name: arrays.add_weights(array) for name, array in _read_weights(operation).items()},
+                "type": kind,
+                "name": name,
+                "line": _find_line(build, name, model.name),
+                "shape": operations[name].output.shape[1:],
+                "inputs": list(_read_inputs([node["args"] for node in layer["inbound_nodes"]])),
+                **{setting: config[setting] for setting in SETTINGS if setting in config},
+                **{part: _pack_weights(array) for part, array in _read_weights(operations[name]).items()},
             }
         )
-    outputs = config["output_layers"]
-    return {"layers": layers, "outputs": [name for name, *_ in ([outputs] if isinstance(outputs[0], str) else outputs)]}
+    return {"layers": layers, "outputs": model.output_names}
 
 
-def _check_layer(model_name: str, layer: dict) -> None:
-    kind = layer["class_name"]
-    where = f"{model_name}.keras: explorer.js cannot run the layer {layer['name']!r:.50}"
-    if kind not in LAYERS:
-        raise UserError(f"{where}, a {kind}; it knows {', '.join(LAYERS)}")
-    for name, values in LAYERS[kind].items():
-        value = layer["config"].get(name, values[0])
-        if (tuple(value) if isinstance(value, list) else value) not in values:
-            raise UserError(f"{where} with {name} {value!r:.50}; it needs {' or '.join(map(str, values))}")
-    nodes = layer["inbound_nodes"]
-    if len(nodes) > 1 or any("__keras_tensor__" in json.dumps(node["kwargs"]) for node in nodes):
-        raise UserError(f"{where}, which is called more than once or with keywords; call each layer once")
-
-
-def _read_inputs(layer: dict) -> Iterator[str | float]:
-    """Yield what the layer is called on: names of other layers, and numbers."""
-    waiting = [node["args"] for node in layer["inbound_nodes"]]
-    while waiting:
-        argument = waiting.pop(0)
-        if isinstance(argument, list | tuple):
-            waiting = [*argument, *waiting]
-        elif isinstance(argument, dict):
-            yield argument["config"]["keras_history"][0]
-        else:
-            yield argument
+def _read_inputs(arguments) -> Iterator[str | float]:
+    """Yield what a layer is called on: names of other layers, and numbers."""
+    if isinstance(arguments, list | tuple):
+        for argument in arguments:
+            yield from _read_inputs(argument)
+    else:
+        yield arguments["config"]["keras_history"][0] if isinstance(arguments, dict) else arguments
 
 
 def _read_weights(layer) -> dict[str, np.ndarray]:
-    """Return the weights of a layer in the order in which explorer.js walks through them."""
+    """Return the weights of a layer in the order in which network.js walks through them."""
     from keras import ops
 
     kind = type(layer).__name__
@@ -187,34 +141,69 @@ def _read_weights(layer) -> dict[str, np.ndarray]:
         return {"scale": 1 / np.sqrt(variance), "shift": -mean / np.sqrt(variance)}
     weights = {weight.name: ops.convert_to_numpy(weight) for weight in getattr(layer, "weights", [])}
     if kind == "BatchNormalization":
-        scale = weights.get("gamma", 1) / np.sqrt(weights["moving_variance"] + layer.epsilon)
-        return {"scale": scale, "shift": weights.get("beta", 0) - weights["moving_mean"] * scale}
+        scale = weights["gamma"] / np.sqrt(weights["moving_variance"] + layer.epsilon)
+        return {"scale": scale, "shift": weights["beta"] - weights["moving_mean"] * scale}
     if kind == "Conv2DTranspose":
         weights["kernel"] = weights["kernel"].transpose(3, 0, 1, 2)  # (inputs, height, width, filters)
     return {name: weights[name] for name in ("kernel", "recurrent_kernel", "bias") if name in weights}
 
 
-def _choose_images(dataset: Dataset, binarize: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _find_line(function: Callable, layer: str, half: str) -> str | None:
+    """Return where a function, or one that it calls, makes a layer: "model.py, line 58"; None where it does not.
+
+    Both halves of a network may have a layer of this name. The encoder's is made first.
+    """
+    import model
+
+    lines, first = inspect.getsourcelines(function)
+    names = f'"{layer}"', f'"{layer.rstrip("0123456789")}{{number}}"'  # the second is an f-string in a loop
+    found = [first + i for i, line in enumerate(lines) if any(name in line for name in names)]
+    if found:
+        path = Path(inspect.getsourcefile(function)).relative_to(PROJECT).as_posix()
+        return f"{path}, line {found[0 if half == 'encoder' else -1]}"
+    for name in re.findall(r"(?<!def )\b(\w+)\(", "".join(lines)):
+        called = getattr(model, name, None) or getattr(networks, name, None)
+        if inspect.isfunction(called) and (place := _find_line(called, layer, half)):
+            return place
+    return None
+
+
+# The images and their map
+
+
+def _draw_images(decoder, prior: Mixture) -> tuple[np.ndarray, np.ndarray | None]:
+    """Draw images (n, H, W), as bytes, from the prior, and label them by p(label | z), (n,); always the same ones."""
+    z = prior.draw(np.random.default_rng(0), _count_images(decoder.output_shape[1:]), 1.0)
+    images = np.rint(255 * decoder.predict(z, batch_size=500, verbose=0)).astype(np.uint8)
+    return images, prior.labels[prior.label_probabilities(z).argmax(axis=1)] if len(prior.labels) else None
+
+
+def _choose_images(dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
     """Return test images (n, H, W), as bytes, and their labels (n,), chosen at random, always the same ones."""
-    images = dataset.test_images
-    chosen = choose_codes(len(images))[: max(1, LARGEST_IMAGES // math.prod(images.shape[1:]))]
-    images = images[chosen] if images.dtype == np.uint8 else np.rint(images[chosen] * 255).astype(np.uint8)
-    if binarize:
-        images = np.where(np.random.default_rng(0).random(images.shape) < images / 255, 255, 0).astype(np.uint8)
-    return images, None if dataset.test_labels is None else dataset.test_labels[chosen]
+    images, labels = dataset.test_images, dataset.test_labels
+    chosen = choose_codes(len(images))[: _count_images(images.shape[1:])]
+    images = images[chosen]
+    return np.rint(255 * to_pixels(images)).astype(np.uint8), None if labels is None else labels[chosen]
 
 
-def _find_classes(labels: np.ndarray | None, mixture: Mixture | None) -> np.ndarray:
-    """Return the labels of the test images and of the prior (C,), sorted."""
-    parts = [labels, None if mixture is None else mixture.labels]
-    return np.unique(np.concatenate([np.zeros(0, int), *(part.astype(int) for part in parts if part is not None)]))
+def _count_images(shape: tuple[int, int]) -> int:
+    """Return how many images of this shape a page holds at most."""
+    return max(1, min(CODES, LARGEST_IMAGES // math.prod(shape)))
 
 
-def _read_losses(config: dict) -> dict[str, float]:
-    """Return the losses on the test images that the run recorded, in nats per image; {} for an unfinished run."""
-    losses = config.get("test")
-    losses = losses if isinstance(losses, dict) else {}
-    return {name: value for name, value in losses.items() if isinstance(value, float) and math.isfinite(value)}
+def _find_paper_and_ink(images: np.ndarray) -> tuple[float, float]:
+    """Return the brightness of the ground and of the strokes in images (n, H, W) of bytes, in [0, 1].
+
+    The ground is what most borders show. The strokes are what is farthest from it in most images.
+    """
+    borders = np.concatenate([images[:, [0, -1]].ravel(), images[:, :, [0, -1]].ravel()])
+    paper, darkest, brightest = (float(np.median(x)) for x in (borders, images.min((1, 2)), images.max((1, 2))))
+    return paper / 255, (brightest if brightest - paper >= paper - darkest else darkest) / 255
+
+
+def _name_labels(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Return the names of labels (C,): a number where there is no other."""
+    return [names[label] if 0 <= label < len(names) else str(label) for label in labels.tolist()]
 
 
 def _order_active(codes: np.ndarray) -> list[int]:
@@ -223,14 +212,15 @@ def _order_active(codes: np.ndarray) -> list[int]:
     return np.argsort(-variance)[: max(1, np.sum(variance > ACTIVE))].tolist()
 
 
-def _describe_prior(mixture: Mixture, classes: np.ndarray, arrays: Arrays) -> dict:
-    described = {name: arrays.add_weights(getattr(mixture, name)) for name in ("weights", "means", "factors")}
-    shares = np.zeros((len(mixture.weights), len(classes)), np.float32)
+def _describe_prior(mixture: Mixture, classes: np.ndarray) -> dict:
+    """Return the Gaussians, and p(label | component), (M, C), for these classes (C,)."""
+    shares = np.zeros((len(mixture.weights), len(classes)))
     shares[:, np.searchsorted(classes, mixture.labels)] = mixture.class_shares
-    return described | {"shares": arrays.add(shares, "float32") if len(mixture.labels) else None}
+    parts = {name: _pack_weights(getattr(mixture, name)) for name in ("weights", "means", "factors")}
+    return parts | {"shares": _pack(shares, "float32") if len(mixture.labels) else None}
 
 
-def _describe_map(codes: np.ndarray, numbers: np.ndarray | None, arrays: Arrays) -> dict:
+def _describe_map(codes: np.ndarray, numbers: np.ndarray | None) -> dict:
     """Bring the places of codes (n, D) into the unit square, y down, and name the classes on it."""
     places = place_codes(codes)
     plane = is_plane(codes.shape[1])
@@ -243,21 +233,17 @@ def _describe_map(codes: np.ndarray, numbers: np.ndarray | None, arrays: Arrays)
     named = numbers is not None and len(np.unique(numbers)) <= MOST_NAMES
     names = place_names(places, numbers, 0.045) if named else {}
     return {
-        "places": arrays.add(places, "float32"),
+        "places": _pack(places, "float32"),
         "plane": {"centre": centre.tolist(), "span": span.tolist()} if plane else None,
         "names": [[number, *map(float, place)] for number, place in names.items()],
     }
 
 
-def _fill_template(facts: dict, arrays: Arrays) -> str:
+def _fill_template(facts: dict) -> str:
     folder = Path(__file__).parent
-    page = (folder / "page.html").read_text(encoding="utf-8")
+    page, network, screen = ((folder / name).read_text("utf-8") for name in ("page.html", "network.js", "page.js"))
     text = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")  # or "</script>" in a name would end it
-    parts = {
-        "noun": facts["noun"],
-        "facts": text,
-        "arrays": arrays.to_text(),
-        "model": (folder / "network.js").read_text(encoding="utf-8"),
-        "page": (folder / "page.js").read_text(encoding="utf-8"),
-    }
+    article = "an" if facts["noun"] == "image" else "a"
+    parts = {"noun": facts["noun"], "a_noun": f"{article} {facts['noun']}", "facts": text}
+    parts |= {"network": network, "page": screen}
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], page)
