@@ -1,33 +1,25 @@
 """Draw new digits from a trained decoder: python generator.py (see python generator.py --help)."""
 
 import argparse
-import io
 import math
+import os
 import secrets
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from vae import files, report, sampling, terminal
-from vae.data.dataset import to_pixels
+from vae.data.dataset import Dataset, to_pixels
 from vae.run import Run
+from vae.sampling import AT_ONCE, Mixture
 from vae.settings import add_checkpoint_flag, add_data_flags
 from vae.terminal import UserError, positive_integer
 
-BATCH = 500  # latent vectors in a batch: enough to use all cores, small enough for their caches
+COUNT = 100  # images, by default
+WALKS = 12  # in an animation, by default
+FRAMES = 20  # of an animation, from one stop of a walk to the next
+KINDS = (".png", ".jpg", ".jpeg", ".pdf", ".gif", ".webp")
+MOVING = (".gif", ".webp")
 SHOWN = 400  # images in the picture where --arrays has them all; viewers refuse a picture of 100,000
-
-
-@dataclass
-class Picture:
-    """A grid of images, `columns` in a row. They come in `batches` (n, H, W) in [0, 1]."""
-
-    title: str  # what is drawn, in words
-    shape: tuple[int, int, int]  # of all batches together
-    columns: int
-    batches: Iterator[np.ndarray]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,237 +27,242 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = terminal.Parser(description="Draw new digits from a trained decoder, on one grid.")
     add = parser.add_argument
     add_checkpoint_flag(parser, "draw from")
-    add("--count", type=positive_integer, metavar="N", help="digits or pairs (default: 100)")
+    add("--count", type=positive_integer, metavar="N", help="digits, pairs or moving walks (default: 100; walks: 12)")
     add("--columns", type=positive_integer, metavar="N", help="digits in a row (default: as many as rows)")
-    add(
-        "--digit",
-        type=read_digits,
-        metavar="D",
-        help="only this digit; several, such as 0123456789, have a row each (default: any)",
-    )
-    add("--label", metavar="NAMES", help="only this label; several, such as cat,dog, have a row each (default: any)")
-    add(
-        "--scale",
-        type=terminal.non_negative_number,
-        default=1.0,
-        help="multiplies the distance to the mean of a Gaussian of the prior: below 1 plainer digits, above 1 stranger "
-        "(default: 1)",
-    )
-    add(
-        "--seed", type=terminal.seed, help="a whole number that fixes the draw (default: a fresh one, which is printed)"
-    )
-    add(
-        "--output",
-        default="generated_images.png",
-        metavar="FILE",
-        help="the picture, .png, .jpg or .pdf (default: generated_images.png)",
-    )
-    add(
-        "--arrays",
-        metavar="NPZ",
-        help="save the images as well: key 'images', (n, H, W), float32 in [0, 1] (default: none)",
-    )
+    several = "several, such as cat,dog or 0123456789, have a row each; it may be given again"
+    label = f"only this label; {several}; a name that begins with a dash needs a sign: --label=-1 (default: any)"
+    add("--label", "--digit", action="append", metavar="NAMES", help=label)
+    scale = "multiplies the distance to the mean of a Gaussian of the prior: below 1 plainer, above 1 stranger digits"
+    add("--scale", type=terminal.non_negative_number, default=1.0, help=f"{scale} (default: 1)")
+    seed = "a whole number that fixes the draw; a larger --count begins with the same digits (default: a fresh one,"
+    add("--seed", type=terminal.seed, help=f"{seed} which is printed)")
+    output = "the picture, .png, .jpg, .pdf, .gif or .webp (these two move with --interpolate), or FOLDER/ for a file"
+    add("--output", default="generated_images.png", help=f"{output} for each image (default: generated_images.png)")
+    arrays = "save the images as well: key 'images', (n, H, W), float32 in [0, 1] (default: none)"
+    add("--arrays", metavar="NPZ", help=arrays)
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument(
-        "--interpolate", action="store_true", help="instead: rows that walk from one digit to another (default: off)"
-    )
-    instead.add_argument(
-        "--manifold",
-        action="store_true",
-        help="instead: a plane of the latent space, along its two most active dimensions (default: off)",
-    )
-    instead.add_argument(
-        "--reconstruct",
-        action="store_true",
-        help="instead: test images, chosen at random, each with its reconstruction to its right (default: off)",
-    )
-    instead.add_argument(
-        "--from",
-        dest="source",
-        choices=("reconstructions",),
-        help="instead: reconstructions of training images, chosen at random from those that were saved by main.py "
-        "--save-reconstructions (default: off)",
-    )
-    add_data_flags(parser, "where --reconstruct takes its images")
+    walks = "from a digit to another, through all of several --label, or from an image of --data to the next"
+    instead.add_argument("--interpolate", action="store_true", help=f"instead: walks {walks} (default: off)")
+    plane = "a plane of the latent space, along its two most active dimensions"
+    instead.add_argument("--manifold", action="store_true", help=f"instead: {plane} (default: off)")
+    pairs = "test images, chosen at random, each with its reconstruction to its right"
+    instead.add_argument("--reconstruct", action="store_true", help=f"instead: {pairs} (default: off)")
+    saved = "training images that main.py --save-reconstructions saved, chosen at random (default: off)"
+    reconstructions = {"choices": ("reconstructions",), "help": f"instead: reconstructions of {saved}"}
+    instead.add_argument("--from", dest="source", **reconstructions)
+    add_data_flags(parser, "where --reconstruct and --interpolate take images")
     return parser.parse_args(arguments)
 
 
-def read_digits(text: str) -> tuple[int, ...]:
-    """Read one digit or several, for argparse."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no digit, nor several such as 0123456789")
-    return tuple(map(int, text))
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Command line -> decoder -> latent vectors -> images -> grid."""
+    """Command line -> latent vectors -> decoder -> images -> picture."""
     options = parse(arguments)
-    options.output = files.check_place("--output", options.output)
-    if not is_picture_type(options.output.suffix):
-        what = f"--output {options.output}: grey pictures of this kind cannot be written"
-        raise UserError(f"{what}; choose .png, .jpg or .pdf")
-    if options.arrays is not None:
-        options.arrays = files.check_place("--arrays", options.arrays)
-    run = Run.find(options.checkpoint)
     check(options)
+    run = Run.find(options.checkpoint)
     options.seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    if options.source:
-        picture = pick(run.load_reconstructions(), options)
-    else:
-        terminal.import_keras()
-        decoder = run.load_decoder()
-        report.print_decoder(decoder)
-        picture = (reconstruct if options.reconstruct else plan)(run, decoder, options)
-    print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {run.folder}")
-    print(f"-> Generation is started. ({picture.title}, seed {options.seed})", flush=True)
-    write(picture, options)
-
-
-def is_picture_type(suffix: str) -> bool:
-    """Say whether Pillow can write grey pictures whose names end so: it tries."""
-    from PIL import Image
-
-    try:
-        Image.new("L", (1, 1)).save(io.BytesIO(), Image.registered_extensions()[suffix.lower()])
-    except (KeyError, OSError, ValueError):  # no format; or one that lacks a writer, a library or grey pixels
-        return False
-    return True
+    images, columns = pick(run, options) if options.source else draw(run, options)
+    write(images, columns, options)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse flags that contradict each other."""
-    labels, flag = options.digit or options.label, "--digit" if options.digit else "--label"
-    if options.digit and options.label:
-        raise UserError("--digit: it contradicts --label; give one of the two")
-    if options.source and labels:
-        raise UserError(f"--from: reconstructions are drawn as they are; leave {flag} out")
-    if (options.data or options.dataset) and not options.reconstruct:
-        raise UserError("--data and --dataset: only --reconstruct reads images; leave them out")
-    for other in ("interpolate", "manifold", "reconstruct"):
-        if labels and getattr(options, other):
-            raise UserError(f"{flag}: it contradicts --{other}; give one of the two")
+    """Find out what is to be written; refuse flags that contradict each other."""
+    place = terminal.as_path(options.output)
+    options.in_folder = options.output.endswith(("/", os.sep)) or place.is_dir()
+    options.moves = options.interpolate and place.suffix in MOVING and not options.in_folder
+    if not options.in_folder and place.suffix.lower() not in KINDS:
+        raise UserError(f"--output {place}: pictures of this kind cannot be written; choose {', '.join(KINDS)}")
+    options.output = place if place.is_dir() else files.check_place("--output", options.output)
+    if options.arrays is not None:
+        options.arrays = files.check_place("--arrays", options.arrays)
+    has_images = options.data or options.dataset or options.transpose
+    if has_images and not options.reconstruct and not options.interpolate:
+        raise UserError("--data and --dataset: only --reconstruct and --interpolate read images; leave them out")
+    others = {"--manifold": options.manifold, "--reconstruct": options.reconstruct, "--from": options.source}
+    for other, given in (others | {"--data and --dataset": has_images}).items():
+        if options.label and given:
+            raise UserError(f"--label: it contradicts {other}; leave one of them out")
 
 
-def plan(run: Run, decoder, options: argparse.Namespace) -> Picture:
-    """Draw latent vectors (n, D) of the picture that was asked for, in batches, and decode them."""
-    rng = np.random.default_rng(options.seed)
-    latent_dim = decoder.input_shape[1]
-    prior = run.load_prior(latent_dim)
-    source = f"from {'N(0, I)' if prior.is_normal else 'the learned prior'}, scale {options.scale:g}"
-    count = options.count or 100
-    columns = options.columns or math.ceil(math.sqrt(count))
-    if options.manifold:
-        side = math.ceil(math.sqrt(count))
-        vectors = iter([sampling.plane(prior, side, run.find_most_active(latent_dim), rng)])
-        return decode("the latent plane", decoder, vectors, (side * side, side))
-    if options.interpolate:
-        rows = math.ceil(count / columns)
-        ends = [prior.draw(rng, rows, options.scale) for _ in range(2)]
-        walks = iter(sampling.walk(prior, *ends, columns))  # a row at a time
-        return decode(f"walks between digits {source}", decoder, walks, (rows * columns, columns))
-    labels = find_labels(run, prior, options)
-    if len(labels) > 1:  # a row of each
-        if options.count and options.columns:
-            raise UserError("--columns: each of several labels has a row; give --columns or --count, not both")
-        count = columns = options.columns or math.ceil(count / len(labels))
-    vectors = (
-        prior.draw(rng, n, options.scale) if label is None else prior.draw_label(rng, n, options.scale, label)
-        for label in labels
-        for n in split_count(count)
-    )
-    return decode(f"digits {source}", decoder, vectors, (count * len(labels), columns))
+def pick(run: Run, options: argparse.Namespace) -> tuple[np.ndarray, int]:
+    """Choose saved reconstructions at random: images (n, H, W), and the columns of their grid."""
+    images = run.load_reconstructions()
+    chosen = choose(len(images), options.count or COUNT, options.seed)
+    announce(run, "reconstructions of training images", options)
+    return to_pixels(images[chosen]), options.columns or math.ceil(math.sqrt(len(chosen)))
 
 
-def find_labels(run: Run, prior: sampling.Mixture, options: argparse.Namespace) -> list[int | None]:
-    """Return the labels to draw, [None] for any; UserError where the run does not have one of them."""
-    if not options.digit and not options.label:
-        return [None]
-    flag = "--digit" if options.digit else "--label"
+def choose(available: int, count: int, seed: int) -> np.ndarray:
+    """Choose images at random: their numbers. Where all are wanted, they stay in their order."""
+    return np.arange(available) if count >= available else np.random.default_rng(seed).permutation(available)[:count]
+
+
+def announce(run: Run, what: str, options: argparse.Namespace) -> None:
+    """Print what is drawn, and from which run."""
+    print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {run.folder}")
+    print(f"-> Generation is started. ({what}, seed {options.seed})", flush=True)
+
+
+def draw(run: Run, options: argparse.Namespace) -> tuple[np.ndarray, int]:
+    """Choose latent vectors (n, D) as the flags say, and decode them: images (n, H, W), and the columns of a grid."""
+    prior = run.load_prior()
+    labels = read_labels(options.label or [], run, prior)
+    has_images = options.reconstruct or options.data or options.dataset
+    dataset = report.load_shown_images(run, options) if has_images else None
+    terminal.import_keras()
+    decoder = run.load_decoder()
+    report.print_decoder(decoder)
+    pixels, mean, log_var = encode(run, dataset, options) if has_images else (None, None, None)
+    source = f"digits from {'N(0, I)' if prior.is_normal else 'the learned prior'}, scale {options.scale:g}"
+    if options.reconstruct:
+        what, z = (
+            "reconstructions of test images",
+            sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed)),
+        )
+        columns = options.columns or math.ceil(math.sqrt(len(z)))
+    elif options.interpolate:
+        what = f"walks between {'images' if has_images else source}"
+        z, columns = plan_walks(prior, labels, mean, options)
+    elif options.manifold:
+        what = "the latent plane"
+        z, columns = plan_plane(run, prior, options)
+    else:
+        what = source
+        z, columns = plan_digits(prior, labels, options)
+    announce(run, what, options)
+    images = decode(decoder, z)
+    if options.reconstruct:
+        return np.stack([pixels, images], axis=1).reshape(-1, *images.shape[1:]), 2 * columns
+    return images, columns
+
+
+def read_labels(texts: list[str], run: Run, prior: Mixture) -> list[int]:
+    """Return the labels that --label names: a text is one label, or several between commas, or one in each letter."""
     known = {run.name_label(label): label for label in prior.drawable_labels}
-    if not known:
-        raise UserError(f"{flag}: the prior of this run has no labels; draw without {flag}")
-    if options.digit and not set(known) <= set("0123456789"):
-        raise UserError(f"--digit: this run has other labels ({', '.join(known)[:200]}); name them with --label")
-    wanted = map(str, options.digit or ([options.label] if options.label in known else options.label.split(",")))
-    labels = [known.get(name) for name in wanted]
-    if None in labels:
-        raise UserError(f"{flag}: this run has the labels {', '.join(known)[:200]}; choose from these")
+    if texts and not known:
+        raise UserError("--label: the prior of this run has no labels; leave it out")
+    labels = []
+    for text in texts:
+        readings = [names for names in ([text], text.split(","), list(text)) if names and set(names) <= set(known)]
+        if not readings:
+            raise UserError(f"--label {text}: this run has the labels {', '.join(known)[:200]}; choose from these")
+        labels += [known[name] for name in readings[0]]
     return labels
 
 
-def split_count(count: int) -> Iterator[int]:
-    """Split a count into batches."""
-    return (min(BATCH, count - start) for start in range(0, count, BATCH))
+def encode(run: Run, dataset: Dataset, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose test images at random. Return them as the encoder sees them, and mean and log_var (n, D) of q(z|x)."""
+    from vae.data.batches import Batches
+
+    count = (options.count or COUNT) + options.interpolate  # a walk has two ends
+    images = dataset.test_images[choose(len(dataset.test_images), count, options.seed)]
+    batches = Batches(images, AT_ONCE, options.seed, binarize=run.settings.binarize)
+    pixels = np.concatenate([batches[index][0] for index in range(len(batches))])
+    return pixels, *run.load_encoder().predict(pixels, batch_size=AT_ONCE, verbose=0)
 
 
-def decode(title: str, decoder, batches: Iterator[np.ndarray], grid: tuple[int, int]) -> Picture:
-    """Decode batches of latent vectors (n, D), with a progress bar on a terminal. `grid` is (count, columns)."""
+def plan_digits(prior: Mixture, labels: list[int], options: argparse.Namespace) -> tuple[np.ndarray, int]:
+    """Return latent vectors (n, D) drawn at random, a row for each of several labels, and the columns of their grid."""
+    count = options.count or COUNT
+    columns = options.columns or math.ceil(math.sqrt(count))
+    if len(labels) > 1:
+        if options.count and options.columns:
+            raise UserError("--columns: each of several labels has a row; give --columns or --count, not both")
+        count = columns = options.columns or math.ceil(count / len(labels))
+    rows = [draw_vectors(prior, count, label, options) for label in dict.fromkeys(labels or [None])]
+    return np.concatenate(rows), columns
+
+
+def draw_vectors(
+    prior: Mixture, count: int, label: int | None, options: argparse.Namespace, stop: int = 0
+) -> np.ndarray:
+    """Draw latent vectors (count, D). Each depends on the seed, its label, its number, and the stop of a walk."""
+    if label is None:
+        return prior.draw(np.random.default_rng([options.seed, stop]), count, options.scale)
+    keys = [options.seed, stop, 1 + np.flatnonzero(prior.labels == label)[0]]
+    return prior.draw_label(np.random.default_rng(keys), count, options.scale, label)
+
+
+def plan_walks(prior: Mixture, labels: list[int], codes: np.ndarray | None, options) -> tuple[np.ndarray, int]:
+    """Return latent vectors (rows * columns, D) of a walk in each row, and the columns.
+
+    A walk goes from one of the codes (n, D) to the next, or through vectors of these labels. In an animation it ends
+    where it began.
+    """
+    if codes is not None and len(codes) < 2:
+        raise UserError("--interpolate: a walk needs two images; add one to --data")
+    names = labels * (2 if len(labels) == 1 else 1) or [None] * (3 if options.moves else 2)
+    legs = 1 if codes is not None else len(names) - 1
+    count = options.count or (WALKS if options.moves else COUNT)
+    columns = options.columns or max(math.ceil(math.sqrt(count)), 3 * legs + 1)
+    rows = count if options.moves else math.ceil(count / columns)
+    if codes is None:
+        stops = np.stack([draw_vectors(prior, rows, name, options, stop) for stop, name in enumerate(names)], axis=1)
+    else:
+        stops = np.stack([codes[:-1], codes[1:]], axis=1)[:rows]
+    if options.moves:
+        stops = np.concatenate([stops, stops[:, :1]], axis=1)  # (rows, legs + 1, D)
+    size = stops.shape[2]
+    steps = FRAMES if options.moves else math.ceil((columns - 1) / legs)
+    ways = sampling.walk(prior, stops[:, :-1].reshape(-1, size), stops[:, 1:].reshape(-1, size), steps + 1)
+    walks = ways[:, :-1].reshape(len(stops), -1, size)
+    if not options.moves:
+        walks = np.concatenate([walks, stops[:, -1:]], axis=1)
+    return walks.reshape(-1, size), walks.shape[1]
+
+
+def plan_plane(run: Run, prior: Mixture, options: argparse.Namespace) -> tuple[np.ndarray, int]:
+    """Return latent vectors (n, D) of a plane along the two most active dimensions, and the columns."""
+    size = prior.means.shape[1]
+    if size < 2:
+        raise UserError(f"--manifold: {run.folder} has one latent dimension, and a plane needs two")
+    activity = run.config.get("activity", [1.0] * size)  # before the end of training there is none
+    axes = np.argsort(-np.array(activity), kind="stable")[:2]
+    side = math.ceil(math.sqrt(options.count or COUNT))
+    return sampling.lay_plane(prior, side, axes, np.random.default_rng(options.seed)), side
+
+
+def decode(decoder, z: np.ndarray) -> np.ndarray:
+    """Decode latent vectors (n, D): images (n, H, W). A bar on a terminal shows how far it is.
+
+    All batches have one size, so the pixels of an image do not depend on how many there are.
+    """
     from tqdm import tqdm
 
-    def images() -> Iterator[np.ndarray]:
-        with tqdm(total=grid[0], unit=" digits", leave=False, disable=None) as bar:
-            for z in batches:
-                yield decoder.predict_on_batch(z)
-                bar.update(len(z))
-
-    return Picture(title, (grid[0], *decoder.output_shape[1:]), grid[1], images())
+    images = np.empty((len(z), *decoder.output_shape[1:]), np.float32)
+    z = np.concatenate([z, np.zeros((-len(z) % AT_ONCE, z.shape[1]), np.float32)])
+    for part in tqdm(sampling.split(len(z)), total=len(z) // AT_ONCE, unit=" batches", leave=False, disable=None):
+        images[part] = decoder.predict_on_batch(z[part])[: len(images[part])]
+    return images
 
 
-def reconstruct(run: Run, decoder, options: argparse.Namespace) -> Picture:
-    """Choose test images at random; each is followed by its reconstruction from a posterior sample."""
-    dataset = report.load_shown_images(run, options)
-    images = dataset.test_images
-    if images.shape[1:] != decoder.output_shape[1:]:
-        found, wanted = ("{} x {}".format(*shape) for shape in (decoder.output_shape[1:], images.shape[1:]))
-        what = f"its decoder draws images of {found} pixels, but its config.json says {wanted}"
-        raise UserError(f"{run.folder}: {what}; choose another run with --checkpoint")
-    encoder = run.load_encoder(decoder)
-    chosen, columns, rng = choose(len(images), options)
-    chosen = np.sort(chosen)
-
-    def pairs() -> Iterator[np.ndarray]:
-        for start in range(0, len(chosen), BATCH):
-            originals = to_pixels(images[chosen[start : start + BATCH]])
-            mean, log_var = encoder.predict_on_batch(originals)
-            decoded = decoder.predict_on_batch(sampling.draw_codes(mean, log_var, rng))
-            yield np.stack([originals, decoded], axis=1).reshape(-1, *originals.shape[1:])
-
-    return Picture("reconstructions of test images", (2 * len(chosen), *images.shape[1:]), 2 * columns, pairs())
-
-
-def pick(images: np.ndarray, options: argparse.Namespace) -> Picture:
-    """Choose saved reconstructions (n, H, W), bytes, at random."""
-    chosen, columns, _ = choose(len(images), options)
-    batches = (to_pixels(images[chosen[start : start + BATCH]]) for start in range(0, len(chosen), BATCH))
-    return Picture("reconstructions of training images", (len(chosen), *images.shape[1:]), columns, batches)
-
-
-def choose(available: int, options: argparse.Namespace) -> tuple[np.ndarray, int, np.random.Generator]:
-    """Choose images at random: their numbers, the columns of their grid, and the generator to go on with."""
-    rng = np.random.default_rng(options.seed)
-    count = min(options.count or 100, available)
-    return rng.choice(available, count, replace=False), options.columns or math.ceil(math.sqrt(count)), rng
-
-
-def write(picture: Picture, options: argparse.Namespace) -> None:
-    """Write the picture and, with --arrays, the images. They are decoded on the way, and never in memory together."""
+def write(images: np.ndarray, columns: int, options: argparse.Namespace) -> None:
+    """Write images (n, H, W) as a grid, as an animation or each as a file, and with --arrays as they are."""
     from vae import plots
 
-    if options.arrays is None:
-        grid = plots.tile(picture.batches, picture.shape, picture.columns)
-    else:
-        with (
-            files.replacing(options.arrays) as path,
-            files.write_images(path, picture.shape, "<f4", zipfile.ZIP_STORED) as add,  # floats hardly shrink
-        ):
-            saved = (batch for batch in picture.batches if add(batch))  # `add` returns the bytes written, never 0
-            shown = min(picture.shape[0], SHOWN)
-            columns = picture.columns if shown == picture.shape[0] else options.columns or math.isqrt(SHOWN)
-            grid = plots.tile(saved, (shown, *picture.shape[1:]), columns)
+    place = options.output
+    if options.arrays is not None:
+        with files.replacing(options.arrays) as path:
+            files.write_arrays(path, {"images": images})
         print(f"-> Images are saved as arrays in {options.arrays}")
-    with files.replacing(options.output) as path:
-        plots.write_picture(grid, path)
-    print(f"-> Generated images are saved in {options.output}")
+    if options.in_folder:
+        try:
+            place.mkdir(exist_ok=True)
+            for number, image in enumerate(images):
+                plots.write_picture(np.rint(image * 255).astype(np.uint8), place / f"{number:04}.png")
+        except OSError as error:
+            raise UserError(f"{place} cannot be written ({error.strerror or error}); choose another place") from error
+    elif options.moves:
+        walks = images.reshape(-1, columns, *images.shape[1:])
+        side = options.columns or math.ceil(math.sqrt(len(walks)))
+        frames = [plots.tile(walks[:, time], side, plots.SMALL) for time in range(columns)]
+        with files.replacing(place) as path:
+            plots.write_animation(frames, path, [60 if time % FRAMES else 900 for time in range(columns)])
+    else:
+        if options.arrays is not None and len(images) > SHOWN:
+            images, columns = images[:SHOWN], options.columns or math.isqrt(SHOWN)
+        with files.replacing(place) as path:
+            plots.write_picture(plots.tile(images, columns), path)
+    print(f"-> Generated images are saved in {place}")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,7 @@ def toy():
 def test_the_likelihood_converges_to_the_closed_form(toy):
     (posterior, log_likelihood, exact), normal = toy, sampling.make_normal(DIMENSIONS)
     errors = [
-        metrics.negative_log_likelihood(posterior, log_likelihood, normal, samples, seed=0) - exact
-        for samples in (1, 10, 5000)
+        metrics.estimate_nll(posterior, log_likelihood, normal, samples, seed=0) - exact for samples in (1, 10, 5000)
     ]
     means = [np.mean(error) for error in errors]
     assert means[0] > 0.2
@@ -56,7 +55,7 @@ def test_an_exact_posterior_needs_one_sample():
 
     exact = 0.5 * 1.3**2 / 2 + 0.5 * np.log(2 * np.pi * 2)
     for samples in (1, 7):
-        found = metrics.negative_log_likelihood(posterior, log_likelihood, sampling.make_normal(1), samples, seed=3)
+        found = metrics.estimate_nll(posterior, log_likelihood, sampling.make_normal(1), samples, seed=3)
         np.testing.assert_allclose(found, exact, atol=1e-5)
 
 
@@ -77,7 +76,7 @@ def test_the_likelihood_with_a_mixture_converges_to_the_closed_form(two):
         return norm.logpdf(images[:, 0, 0], z[:, 0], 0.8)
 
     parts = [np.log(w) + norm.logpdf(x, m, np.hypot(s, 0.8)) for w, m, s in ((0.3, -1, 0.5), (0.7, 2, 1))]
-    found = metrics.negative_log_likelihood(posterior, log_likelihood, two, 20_000, seed=0)
+    found = metrics.estimate_nll(posterior, log_likelihood, two, 20_000, seed=0)
     np.testing.assert_allclose(found, -logsumexp(parts, axis=0), atol=0.02)
 
 
@@ -95,16 +94,16 @@ def test_information_per_dimension_by_hand():
     """Two images: in the first dimension the codes are spread by 1 + 0.5, in the second they do not depend on them."""
     mean, log_var = np.array([[1.0, 3], [-1, 3]]), np.log([[0.25, 0.5], [0.75, 0.5]])
     by_hand = [(np.log(1.5) - (np.log(0.25) + np.log(0.75)) / 2) / 2, 0]
-    found = metrics.information_per_dimension(mean, log_var)
+    found = metrics.measure_information(mean, log_var)
     np.testing.assert_allclose(found, by_hand, atol=1e-12)
 
 
 def test_label_accuracy_by_hand(two):
     z = np.array([[-1.0], [-1.2], [2], [3]], np.float32)  # 4, 4, 9, 9 by the prior
-    assert metrics.label_accuracy(two, z, np.array([4, 9, 9, 9])) == 0.75
-    assert metrics.label_accuracy(two, z, np.array([4, 4, 0, 0], np.uint8)) == 0.5
-    assert metrics.label_accuracy(two, z, None) is None
-    assert metrics.label_accuracy(sampling.make_normal(1), z, np.array([4, 4, 9, 9])) is None
+    assert metrics.measure_label_accuracy(two, z, np.array([4, 9, 9, 9])) == 0.75
+    assert metrics.measure_label_accuracy(two, z, np.array([4, 4, 0, 0], np.uint8)) == 0.5
+    assert metrics.measure_label_accuracy(two, z, None) is None
+    assert metrics.measure_label_accuracy(sampling.make_normal(1), z, np.array([4, 4, 9, 9])) is None
 
 
 @pytest.mark.parametrize("samples", [1, 3, 500, 501, 1203])
@@ -113,12 +112,12 @@ def test_every_image_is_decoded_with_samples_of_its_own_and_never_many_at_once(s
     decoded = []
 
     def log_likelihood(x, z):
-        assert len(x) == len(z) <= metrics.DECODED_AT_ONCE
+        assert len(x) == len(z) <= metrics.AT_ONCE
         decoded.append(np.concatenate([x[:, 0], z], axis=1))
         return x[:, 0, 0] * -5000.0  # far from all: the weights must not overflow
 
     posterior = Posterior(images, np.zeros((7, 2)), np.zeros((7, 2)))
-    found = metrics.negative_log_likelihood(posterior, log_likelihood, sampling.make_normal(2), samples, 0)
+    found = metrics.estimate_nll(posterior, log_likelihood, sampling.make_normal(2), samples, 0)
     np.testing.assert_allclose(found, 5000 * images[:, 0, 0], rtol=1e-6, atol=1e-5)  # q is the prior
     decoded = np.concatenate(decoded)
     assert np.unique(decoded[:, 0], return_counts=True)[1].tolist() == [samples] * 7
@@ -130,7 +129,7 @@ def test_active_units_are_those_whose_mean_varies():
     mean[:, 1] = 5.0  # constant: not active, however large
     mean[:, 2] = np.tile([-0.09, 0.09], 500)  # variance 0.0081
     mean[:, 3] = np.tile([-0.11, 0.11], 500)  # variance 0.0121
-    assert metrics.active_units(mean) == 1
+    assert metrics.count_active_units(mean) == 1
 
 
 def test_irreducible_loss_by_hand():
@@ -143,10 +142,9 @@ def test_irreducible_loss_by_hand():
     np.testing.assert_allclose(metrics.irreducible_loss(images, 0.01), [80 * np.log(0.1 * np.sqrt(2 * np.pi))] * 2)
 
 
-def test_mean_and_standard_error():
+def test_average_by_hand():
     values = np.array([1, 2, 3, 6], np.float32)
-    assert metrics.mean(values) == 3
-    assert metrics.standard_error(values) == pytest.approx(np.sqrt((4 + 1 + 0 + 9) / 3 / 4))
-    assert metrics.standard_error(values[:1]) is None
+    assert metrics.average(values) == pytest.approx((3, np.sqrt((4 + 1 + 0 + 9) / 3 / 4)))
+    assert metrics.average(values[:1]) == (1, None)
     many = np.full(3 * 10**5, 0.1, np.float32)
-    assert metrics.mean(many) == pytest.approx(np.float32(0.1), rel=1e-12)  # float32 would lose digits
+    assert metrics.average(many)[0] == pytest.approx(np.float32(0.1), rel=1e-12)  # float32 would lose digits

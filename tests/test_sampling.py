@@ -234,7 +234,7 @@ def test_a_walk_among_few_gaussians_is_short():
 
 
 def test_the_plane_of_the_normal_prior_has_its_quantiles():
-    z = sampling.plane(sampling.make_normal(4), 5, (2, 0), np.random.default_rng(0)).reshape(5, 5, 4)
+    z = sampling.lay_plane(sampling.make_normal(4), 5, (2, 0), np.random.default_rng(0)).reshape(5, 5, 4)
     quantiles = [-1.2816, -0.5244, 0, 0.5244, 1.2816]  # 10% to 90%
     np.testing.assert_allclose(z[:, :, 2], np.tile(quantiles, (5, 1)), atol=0.05)
     np.testing.assert_allclose(z[:, :, 0], -np.tile(quantiles, (5, 1)).T, atol=0.05)
@@ -246,7 +246,7 @@ def test_the_plane_of_a_mixture_has_the_conditional_means_of_the_nearest_gaussia
     factors = np.tril(rng.normal(size=(2, 4, 4)) / 4) + np.eye(4)
     means = np.array([[-9, 0, 1, 2], [9, 0, -3, 5]], np.float32)
     prior = Mixture(np.array([0.5, 0.5]), means, factors.astype(np.float32), np.empty(0, int), np.empty((2, 0)))
-    z = sampling.plane(prior, 6, (0, 1), np.random.default_rng(0))
+    z = sampling.lay_plane(prior, 6, (0, 1), np.random.default_rng(0))
     draws = prior.draw(np.random.default_rng(2), 50_000, 1.0)
     grid = z.reshape(6, 6, 4)
     shares = (np.arange(6) + 0.5) / 6

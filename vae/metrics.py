@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vae.sampling import LOG_2PI, Mixture
+from vae.sampling import AT_ONCE, Mixture
 
-DECODED_AT_ONCE = 500  # latent vectors in one call of log p(x|z)
 ACTIVE = 0.01  # a latent dimension is active where its posterior mean has a larger variance over the data
 
 
@@ -22,12 +21,8 @@ class Posterior:
     mean: np.ndarray
     log_var: np.ndarray
 
-    def part(self, chosen: slice) -> "Posterior":
-        """Return some of the images."""
-        return Posterior(self.images[chosen], self.mean[chosen], self.log_var[chosen])
 
-
-def negative_log_likelihood(
+def estimate_nll(
     posterior: Posterior,
     log_likelihood: Callable[[np.ndarray, np.ndarray], np.ndarray],
     prior: Mixture,
@@ -41,16 +36,16 @@ def negative_log_likelihood(
     (m, D) to log p(x|z), (m,). The samples are decoded 500 at a time, so memory does not grow with their number.
     """
     rng = np.random.default_rng(seed)
-    images_at_once = max(1, DECODED_AT_ONCE // samples)
+    images_at_once = max(1, AT_ONCE // samples)
     log_sums = np.full(len(posterior.mean), -np.inf)
     for start in range(0, len(log_sums), images_at_once):
-        chosen = slice(start, start + images_at_once)
-        for first in range(0, samples, DECODED_AT_ONCE):
-            count = min(DECODED_AT_ONCE, samples - first)
-            part = posterior.part(chosen)
-            epsilon = rng.standard_normal((len(part.mean), count, part.mean.shape[1]), np.float32)
-            weights = _log_weights(part, log_likelihood, prior, epsilon)
-            log_sums[chosen] = np.logaddexp(log_sums[chosen], np.logaddexp.reduce(weights, axis=1))
+        part = slice(start, start + images_at_once)
+        few = Posterior(posterior.images[part], posterior.mean[part], posterior.log_var[part])
+        for first in range(0, samples, AT_ONCE):
+            count = min(AT_ONCE, samples - first)
+            epsilon = rng.standard_normal((len(few.mean), count, few.mean.shape[1]), np.float32)
+            weights = _log_weights(few, log_likelihood, prior, epsilon)
+            log_sums[part] = np.logaddexp(log_sums[part], np.logaddexp.reduce(weights, axis=1))
     return np.log(samples) - log_sums
 
 
@@ -59,7 +54,7 @@ def _log_weights(posterior: Posterior, log_likelihood: Callable, prior: Mixture,
     log_var = posterior.log_var[:, None]  # (n, 1, D)
     z = (posterior.mean[:, None] + np.exp(0.5 * log_var) * epsilon).reshape(-1, epsilon.shape[2])  # (n * K, D)
     conditional = log_likelihood(np.repeat(posterior.images, epsilon.shape[1], axis=0), z)
-    log_posterior = -0.5 * np.sum(np.square(epsilon, dtype=np.float64) + log_var + LOG_2PI, axis=2)  # (n, K)
+    log_posterior = -0.5 * np.sum(np.square(epsilon, dtype=np.float64) + log_var + np.log(2 * np.pi), axis=2)  # (n, K)
     return (np.asarray(conditional, np.float64) + prior.log_prob(z)).reshape(log_posterior.shape) - log_posterior
 
 
@@ -71,10 +66,10 @@ def kl_loss(posterior: Posterior, z: np.ndarray, prior: Mixture) -> np.ndarray:
     mean, log_var = posterior.mean, posterior.log_var
     if prior.is_normal:
         return 0.5 * np.sum(mean**2 + np.exp(log_var) - log_var - 1, axis=1)
-    return -0.5 * np.sum(log_var + 1 + LOG_2PI, axis=1) - prior.log_prob(z)
+    return -0.5 * np.sum(log_var + 1 + np.log(2 * np.pi), axis=1) - prior.log_prob(z)
 
 
-def information_per_dimension(mean: np.ndarray, log_var: np.ndarray) -> np.ndarray:
+def measure_information(mean: np.ndarray, log_var: np.ndarray) -> np.ndarray:
     """Return how many nats each latent dimension tells of an image, for the q(z|x) of n images, (n, D): (D,).
 
     It is the mean KL from q(z_d|x) to a Gaussian with the mean and the variance of all codes in that dimension: an
@@ -84,14 +79,14 @@ def information_per_dimension(mean: np.ndarray, log_var: np.ndarray) -> np.ndarr
     return 0.5 * (np.log(variance) - log_var.mean(axis=0))
 
 
-def label_accuracy(prior: Mixture, z: np.ndarray, labels: np.ndarray | None) -> float | None:
+def measure_label_accuracy(prior: Mixture, z: np.ndarray, labels: np.ndarray | None) -> float | None:
     """Return how often argmax p(label | z) is the label (n,) at latent vectors z (n, D); None without labels."""
     if labels is None or not len(prior.labels):
         return None
     return float(np.mean(prior.labels[prior.label_probabilities(z).argmax(axis=1)] == labels))
 
 
-def active_units(mean: np.ndarray) -> int:
+def count_active_units(mean: np.ndarray) -> int:
     """Count the latent dimensions whose posterior mean (n, D) has a variance over the data above 0.01."""
     return int(np.sum(np.var(mean, axis=0, dtype=np.float64) > ACTIVE))
 
@@ -108,11 +103,7 @@ def irreducible_loss(images: np.ndarray, variance: float | None = None) -> np.nd
     return -sum(np.sum(part, axis=(1, 2), dtype=np.float64) for part in parts)
 
 
-def mean(values: np.ndarray) -> float:
-    """Return the mean of values (n,), computed in float64."""
-    return float(np.mean(values, dtype=np.float64))
-
-
-def standard_error(values: np.ndarray) -> float | None:
-    """Return the standard error of the mean of independent values (n,); None for a single value."""
-    return float(np.std(values, ddof=1, dtype=np.float64) / np.sqrt(len(values))) if len(values) > 1 else None
+def average(values: np.ndarray) -> tuple[float, float | None]:
+    """Return the mean of independent values (n,) and its standard error, None for a single value, in float64."""
+    error = np.std(values, ddof=1, dtype=np.float64) / np.sqrt(len(values)) if len(values) > 1 else None
+    return float(np.mean(values, dtype=np.float64)), None if error is None else float(error)

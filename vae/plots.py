@@ -1,40 +1,48 @@
-"""Every figure. Functions draw and return; the script decides where the result is written."""
+"""Every picture and figure. Functions draw and return; the script decides where the result is written."""
 
-from collections.abc import Iterable
+import logging
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
 
-matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-GAP = 2  # pixels of black between digits
+if TYPE_CHECKING:  # Matplotlib takes long to import, and grids do not need it
+    from matplotlib.figure import Figure
+
+GAP = 2  # pixels of black between images
+GREYS = 8  # in an animation, or its file would be large
+SMALL = 600  # pixels in the longer side of an animation, likewise
 
 
-def tile(batches: Iterable[np.ndarray], shape: tuple[int, int, int], columns: int) -> np.ndarray:
-    """Lay images of that shape (n, H, W), which come in batches in [0, 1], on a grid (height, width) of bytes.
+def tile(images: np.ndarray, columns: int, size: int = 4000) -> np.ndarray:
+    """Lay images (n, H, W) in [0, 1] row by row on a grid (height, width) of bytes.
 
-    There may be more images than n; the rest is not shown. Each pixel is drawn as a square of up to 3 x 3, so that a
-    digit is clear; large grids are drawn smaller.
+    Each pixel is drawn as a square of up to 3 x 3, so that a digit is clear, while the grid fits into size x size.
     """
-    count, height, width = shape
+    count, height, width = images.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    zoom = max(1, min(3, 4000 // max(rows * (height + GAP), columns * (width + GAP))))
-    cell = np.array([height * zoom + GAP, width * zoom + GAP])
-    grid = np.zeros([rows, columns] * cell + GAP, np.uint8)
-    place = 0
-    for batch in batches:
-        for image in np.rint(batch * 255).astype(np.uint8)[: count - place]:
-            top, left = GAP + cell * divmod(place, columns)
-            grid[top : top + height * zoom, left : left + width * zoom] = image.repeat(zoom, 0).repeat(zoom, 1)
-            place += 1
-    return grid
+    zoom = max(1, min(3, size // max(rows * (height + GAP), columns * (width + GAP))))
+    cells = np.zeros((rows * columns, height * zoom + GAP, width * zoom + GAP), np.uint8)
+    cells[:count, GAP:, GAP:] = np.rint(images * 255).astype(np.uint8).repeat(zoom, axis=1).repeat(zoom, axis=2)
+    grid = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2).reshape(rows * cells.shape[1], -1)
+    return np.pad(grid, ((0, GAP), (0, GAP)))
+
+
+def training_frame(draws: np.ndarray, originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+    """Lay 25 draws, and to their right up to 10 originals, each beside its reconstruction, on a grid as `tile` does.
+
+    All are images (n, H, W) in [0, 1].
+    """
+    cells, place = np.zeros((50, *draws.shape[1:])), np.arange(50).reshape(5, 10)
+    cells[place[:, :5].ravel()] = draws
+    cells[place[:, 6::2].ravel()[: len(originals)]] = originals
+    cells[place[:, 7::2].ravel()[: len(originals)]] = reconstructions
+    return tile(cells, 10, SMALL)
 
 
 def write_picture(grid: np.ndarray, path: Path) -> None:
@@ -42,91 +50,98 @@ def write_picture(grid: np.ndarray, path: Path) -> None:
     Image.fromarray(grid).save(path, optimize=grid.size < 10**7)
 
 
-def write_figure(figure: Figure, path: Path) -> None:
+def write_animation(frames: list[np.ndarray], path: Path, milliseconds: list[int] | None = None) -> None:
+    """Write frames (height, width) of bytes as an animation that loops, .gif or .webp, with the time of each frame.
+
+    Without times the frames are quick, and the last one stays.
+    """
+    step = 255 / (GREYS - 1)
+    pictures = [Image.fromarray(np.rint(frame / step).astype(np.uint8)) for frame in frames]
+    for picture in pictures:
+        picture.putpalette(np.rint(np.arange(GREYS) * step).astype(int).repeat(3).tolist())
+    times = milliseconds or [200] * (len(frames) - 1) + [2000]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=times, loop=0, lossless=True)
+
+
+def write_figure(figure: "Figure", path: Path) -> None:
     """Write a figure of Matplotlib; the ending of the path says as what."""
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def loss_curves(rows: list[dict], title: str) -> Figure:
+def loss_curves(rows: list[dict], title: str) -> "Figure":
     """Draw the three losses of a run's history against the epoch, in nats per image.
 
     Beside those on the training images stand those on the test or the validation images, whichever the rows have.
     """
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    figure.suptitle(title)
-    epochs = [row["epoch"] for row in rows]
+    figure, panels = _make_figure(title, 12, 4, columns=3)
     held_out, name_of_it = ("val_", "validation") if "val_general_loss" in rows[0] else ("test_", "test")
-    panels = {
-        "general_loss": "General loss",
-        "reconstruction_loss": "Reconstruction loss",
-        "kl_loss": "KL-divergence loss",
+    rows = rows[1:] if len(rows) > 5 else rows  # the first epoch would press all that follows into a line
+    titles = {
+        "General loss": "general_loss",
+        "Reconstruction loss": "reconstruction_loss",
+        "KL-divergence loss": "kl_loss",
     }
-    for axes, (name, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    for axes, (label, name) in zip(panels, titles.items(), strict=True):
         for prefix, style, who in (("", "-", "train"), (held_out, "--", name_of_it)):
             curve = [row[prefix + name] for row in rows]
-            axes.plot(epochs, curve, style, marker="o" if len(rows) == 1 else None, label=f"{who} ({curve[-1]:.2f})")
+            marker = "o" if len(rows) == 1 else None
+            axes.plot([row["epoch"] for row in rows], curve, style, marker=marker, label=f"{who} ({curve[-1]:.2f})")
         axes.set(title=label, xlabel="epoch", ylabel="nats per image")
-        if len(rows) > 5:  # the first epoch would press all that follows into a line along the bottom
-            later = [row[prefix + name] for row in rows[1:] for prefix in ("", held_out)]
-            margin = 0.05 * (max(later) - min(later)) or 1.0
-            axes.set_ylim(min(later) - margin, max(later) + margin)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.locator_params("x", integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
 
 
-def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, columns: int = 10) -> Figure:
-    """Draw originals (n, 28, 28), a row of them above the row of their reconstructions (n, 28, 28); full rows only."""
+def reconstructions(originals: np.ndarray, decoded: np.ndarray, title: str, columns: int = 10) -> "Figure":
+    """Draw originals (n, H, W), a row of them above the row of their reconstructions (n, H, W); full rows only."""
     columns = min(columns, len(originals))
-    pairs = [
-        np.concatenate([originals[start : start + columns], decoded[start : start + columns]])
-        for start in range(0, len(originals) - columns + 1, columns)
-    ]
-    grid = tile(pairs, (2 * columns * len(pairs), *originals.shape[1:]), columns)
-    return _draw_rows(grid, title, ["original", "reconstruction"] * len(pairs))
+    rows, shape = len(originals) // columns, originals.shape[1:]
+    parts = [part[: rows * columns].reshape(rows, columns, *shape) for part in (originals, decoded)]
+    grid = tile(np.stack(parts, axis=1).reshape(-1, *shape), columns)
+    return _draw_rows(grid, title, ["original", "reconstruction"] * rows)
 
 
-def strangest_images(images: np.ndarray, losses: np.ndarray, title: str, columns: int = 10) -> Figure:
+def strangest_images(images: np.ndarray, losses: np.ndarray, title: str, columns: int = 10) -> "Figure":
     """Draw images (n, H, W) that are sorted by their negative ELBO (n,), in nats, the highest first.
 
     Beside each row is the loss of its first image.
     """
     title = f"{title}\nleft: the negative ELBO of each row's first image, in nats"
-    return _draw_rows(tile([images], images.shape, columns), title, [f"{loss:.0f}" for loss in losses[::columns]])
+    return _draw_rows(tile(images, columns), title, [f"{loss:.0f}" for loss in losses[::columns]])
 
 
-def _draw_rows(grid: np.ndarray, title: str, names: list[str]) -> Figure:
+def _draw_rows(grid: np.ndarray, title: str, names: list[str]) -> "Figure":
     """Draw a grid (height, width) of images with a name to the left of each row."""
     height, width = grid.shape
-    figure = Figure(figsize=(8, 8 * height / width + 0.6), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
+    figure, axes = _make_figure(title, 8, 8 * height / width + 0.6)
     axes.imshow(grid, cmap="gray", vmin=0, vmax=255)
     axes.set_yticks((np.arange(len(names)) + 0.5) * height / len(names), names)
     axes.set_xticks([])
     axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     return figure
 
 
-def latent_map(codes: np.ndarray, labels: np.ndarray | None, title: str) -> Figure:
-    """Draw codes (n, D) as a map, as explore.py does, coloured and named by their labels (n,); 2,000 of them."""
+def latent_map(codes: np.ndarray, labels: np.ndarray | None, title: str, names: list[str] | None = None) -> "Figure":
+    """Draw codes (n, D) as a map, as explore.py does, coloured by their labels (n,); 2,000 of them.
+
+    `names` has the names of the labels 0, 1, ...; without them, numbers are their names.
+    """
+    from matplotlib import patheffects
+
     chosen = choose_codes(len(codes))
     places = place_codes(codes[chosen])
-    known, classes = np.unique(np.zeros(len(codes)) if labels is None else labels, return_inverse=True)
+    known, classes = np.unique(np.zeros(len(codes), int) if labels is None else labels, return_inverse=True)
+    figure, axes = _make_figure(title, 8, 8)
     colours = [COLOURS[number % len(COLOURS)][0] for number in classes[chosen]]
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    axes = figure.subplots()
     axes.scatter(*places.T, s=10, c=colours, alpha=0.8, linewidths=0)
     if 1 < len(known) <= MOST_NAMES:
         halo = [patheffects.withStroke(linewidth=4, foreground="white")]
-        names = place_names(places, classes[chosen], 0.05 * np.ptp(places))
-        for number, place in names.items():
-            text = {"size": 16, "weight": "bold", "ha": "center", "va": "center", "path_effects": halo}
-            axes.text(*place, str(known[number]), **text)
-    axes.set_title(title)
+        style = {"size": 16, "weight": "bold", "ha": "center", "va": "center", "path_effects": halo}
+        texts = _find_texts(known, names)
+        for number, place in place_names(places, classes[chosen], 0.05 * np.ptp(places)).items():
+            axes.text(*place, texts[number], **style)
     axes.set_aspect("equal", adjustable="datalim")
     if is_plane(codes.shape[1]):
         axes.set(xlabel="latent dimension 1", ylabel="latent dimension 2")
@@ -135,13 +150,36 @@ def latent_map(codes: np.ndarray, labels: np.ndarray | None, title: str) -> Figu
     return figure
 
 
-def latent_dimensions(information: np.ndarray, title: str) -> Figure:
+def _find_texts(labels: np.ndarray, names: list[str] | None) -> list[str]:
+    """Return the names of labels (C,), and the numbers of those whose names the font cannot draw."""
+    from matplotlib.font_manager import findfont, get_font
+
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    texts = [names[label] if names and set(map(ord, names[label])) <= set(glyphs) else str(label) for label in labels]
+    if names and texts != [names[label] for label in labels]:
+        print("-> The font lacks letters of some names: the figure has the numbers of these labels", file=sys.stderr)
+    return texts
+
+
+def latent_dimensions(information: np.ndarray, title: str) -> "Figure":
     """Draw how many nats each latent dimension (D,) tells of an image, largest first."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _make_figure(title, 8, 4)
     order = np.argsort(-information)
     axes.bar(range(len(order)), information[order], color="0.35")
     axes.set_xticks(range(len(order)), order, size=8 if len(order) <= 40 else 5)
-    axes.set(title=title, xlabel="latent dimension", ylabel="nats per image")
+    axes.set(xlabel="latent dimension", ylabel="nats per image")
     axes.grid(alpha=0.3, axis="y")
     return figure
+
+
+def _make_figure(title: str, width: float, height: float, columns: int = 1) -> tuple["Figure", object]:
+    """Return a figure of so many inches and its axes, one for each column, whatever the user's matplotlibrc says."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    matplotlib.rcdefaults()
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title)
+    return figure, figure.subplots(1, columns)

@@ -193,7 +193,7 @@ def _walk_arc(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
     return (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / math.sin(angle)
 
 
-def plane(prior: Mixture, side: int, axes: tuple[int, int], rng: Generator) -> np.ndarray:
+def lay_plane(prior: Mixture, side: int, axes: tuple[int, int], rng: Generator) -> np.ndarray:
     """Return a square of side x side latent vectors over two axes, at the prior's own quantiles: (side * side, D).
 
     Rows run down the second axis, columns along the first (Kingma & Welling, figure 4). The other dimensions have their
