@@ -117,10 +117,13 @@ class MixturePrior(layers.Layer):
 
     def log_prob(self, z):
         """Return log p(z) for latent vectors (n, D): (n,)."""
+        factors = self._factors()
+        whitened = ops.matmul(
+            z[None] - self.means[:, None], ops.transpose(factors, (0, 2, 1))
+        )  # F (z - mean), (M, n, D)
         log_diagonals = ops.diagonal(self.triangles, axis1=1, axis2=2)  # (M, D)
-        log_volumes = ops.sum(log_diagonals - 0.5 * LOG_2PI, axis=1)
-        log_normals = log_volumes - 0.5 * squared_distances(z, self.means, self._factors())  # (n, M)
-        return ops.logsumexp(ops.log_softmax(self.logits) + log_normals, axis=1)
+        log_normals = ops.sum(log_diagonals[:, None] - 0.5 * (ops.square(whitened) + LOG_2PI), axis=2)  # (M, n)
+        return ops.logsumexp(ops.log_softmax(self.logits)[:, None] + log_normals, axis=0)
 
     def kl_loss(self, mean, log_var, log_prior):
         """Estimate KL(q(z|x) || p(z)) from log p(z) at samples z of q, (n,): (n,), in nats per image.
@@ -139,20 +142,6 @@ class MixturePrior(layers.Layer):
         """Return the matrices F (M, D, D)."""
         identity = ops.eye(self.means.shape[1])
         return ops.tril(self.triangles, -1) + identity * ops.exp(self.triangles * identity)
-
-
-def squared_distances(z, means, factors):
-    """Return |F (z - m)|^2 for latent vectors z (n, D), means m (M, D) and matrices F (M, D, D): (n, M).
-
-    With P = F^T F it is z^T P z - 2 z^T P m + m^T P m. So one product serves all Gaussians: the D * D numbers z z^T
-    times those of each P. That is faster than F (z - m), which has n * M vectors.
-    """
-    size = z.shape[1]
-    precisions = ops.matmul(ops.transpose(factors, (0, 2, 1)), factors)  # (M, D, D)
-    products = ops.einsum("mij,mj->mi", precisions, means)  # P m, (M, D)
-    squares = ops.reshape(z[:, :, None] * z[:, None], (-1, size**2))  # z z^T, (n, D * D)
-    distances = ops.matmul(squares, ops.transpose(ops.reshape(precisions, (-1, size**2))))
-    return distances - 2 * ops.matmul(z, ops.transpose(products)) + ops.sum(means * products, axis=1)
 
 
 def importance_weighted_loss(log_weights):
