@@ -75,7 +75,7 @@ def _read_prior(vae) -> sampling.Mixture:
     latent_dim = vae.decoder.input_shape[1]
     if isinstance(vae.prior, NormalPrior):
         return sampling.make_normal(latent_dim)
-    return sampling.read_mixture(vae.prior.to_arrays(), latent_dim)
+    return sampling.read_mixture(vae.prior.to_arrays())
 
 
 class LogAndSave(keras.callbacks.Callback):
@@ -92,7 +92,7 @@ class LogAndSave(keras.callbacks.Callback):
         self._began = time.perf_counter() - (rows[-1]["elapsed"] if rows else 0)
         if not rows:  # what the network learns from
             images = self._batches[0][0][:100]
-            plots.write_picture(plots.tile([images], images.shape, 10), self._run.folder / "training_images.png")
+            plots.write_picture(plots.tile(images, 10), self._run.folder / "training_images.png")
         total = {"total": steps * self.params["epochs"], "initial": steps * len(rows)}
         self._bar = tqdm(**total, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 

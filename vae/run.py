@@ -251,7 +251,7 @@ class Run:
         if self.settings.prior == "normal":
             return sampling.make_normal(self.settings.latent_dim)
         path = self.folder / "prior.npz"
-        return sampling.read_mixture(files.read_arrays(path, "choose another run"), self.settings.latent_dim)
+        return sampling.read_mixture(files.read_arrays(path, "choose another run"))
 
     def load_reconstructions(self) -> np.ndarray:
         """Load the reconstructions of the training images (n, H, W), bytes; UserError where the run has none."""
