@@ -62,7 +62,7 @@ class Run:
             raise UserError(f"--checkpoint {path}: no such folder; the runs are in {runs.find_root()}")
         folder = as_path(path) if path else runs.find_finished_last() or runs.SHIPPED
         config = runs.read_config(folder)
-        return cls(complete(config["settings"]), folder, config)
+        return cls(Namespace(**config["settings"]), folder, config)
 
     @classmethod
     def resume(cls, path: str, given: dict) -> "Run":
@@ -76,8 +76,8 @@ class Run:
         folder = as_path(path) if path else runs.find_resumable()
         state = files.read_arrays(folder / "training_state.npz", "start a new run")
         config, rows = (json.loads(state[name].tobytes()) for name in ("config", "history"))
-        own = complete(config["settings"])
-        run = cls(Namespace(**vars(own)), folder, config)
+        own = Namespace(**config["settings"])
+        run = cls(Namespace(**config["settings"]), folder, config)
         run.rows, run.frames, run.given = rows, list(state["frames"]), given
         end = _read_end(folder, own.epochs)
         run.config = end or config

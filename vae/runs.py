@@ -10,8 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vae.settings import complete
 from vae.terminal import UserError, as_path
 
+KEYS = {"epochs_done", "finished", "backend", "name", "sha256", "image_size", "validation_images", "label_names"}
 PROJECT = Path(__file__).resolve().parent.parent
 SHIPPED = PROJECT / "checkpoints" / "pretrained"
 
@@ -28,9 +30,9 @@ def read_config(folder: Path) -> dict:
         raise UserError(f"{folder}: no config.json there, so no run of this program; the runs are in {find_root()}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if not {"epochs_done", "finished", "versions"} <= config.keys():
-            raise ValueError
-        config["settings"]["network"], config["dataset"]["sha256"]  # KeyError where it lacks them
+        config["settings"] = vars(complete(config["settings"]))
+        if not KEYS <= config.keys() | config["dataset"].keys():
+            raise ValueError("some keys are missing")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read, or is not of a run; choose another run") from error
     return config
