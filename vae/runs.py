@@ -31,7 +31,7 @@ def read_config(folder: Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         config["settings"] = vars(complete(config["settings"]))
-        if not KEYS <= config.keys() | config["dataset"].keys():
+        if not config.keys() | config["dataset"].keys() >= KEYS:
             raise ValueError("some keys are missing")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read, or is not of a run; choose another run") from error
