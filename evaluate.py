@@ -9,11 +9,12 @@ import numpy as np
 
 from vae import files, metrics, report, sampling, terminal
 from vae.data.dataset import Dataset, to_pixels
+from vae.metrics import Posterior
 from vae.run import LOSSES, Run
+from vae.sampling import AT_ONCE
 from vae.settings import add_checkpoint_flag, add_data_flags, variance_of
 from vae.terminal import UserError, positive_integer
 
-BATCH = 500  # images in a batch
 STRANGEST = 100  # images in the figure of the strangest
 
 
@@ -24,31 +25,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_checkpoint_flag(parser, "measure")
     add_data_flags(parser, "the images to measure on")
     add("--binarize", action="store_true", help="measure on binary pixels (default: as the run was trained)")
-    add(
-        "--importance-samples",
-        type=positive_integer,
-        default=500,
-        metavar="K",
-        help="posterior samples per image for the negative log-likelihood (default: 500; a minute for 1000 images)",
-    )
-    add(
-        "--images",
-        type=positive_integer,
-        default=1000,
-        metavar="N",
-        help="test images, drawn at random by --seed, to estimate the likelihood on (default: 1000)",
-    )
-    add(
-        "--arrays",
-        metavar="NPZ",
-        help="also save, for each test image: mean and log_var (n, D) of q(z|x), general_loss, "
-        "reconstruction_loss and kl_loss (n,) in nats, and labels (n,) where known (default: none)",
-    )
-    add(
-        "--figures",
-        metavar="DIR",
-        help="also draw the latent space and the hundred strangest images into this folder (default: none)",
-    )
+    samples = "posterior samples per image for the negative log-likelihood (default: 500; a minute for 1000 images)"
+    add("--importance-samples", type=positive_integer, default=500, metavar="K", help=samples)
+    images = "test images, drawn at random by --seed, to estimate the likelihood on (default: 1000)"
+    add("--images", type=positive_integer, default=1000, metavar="N", help=images)
+    arrays = "also save, for each test image: mean and log_var (n, D) of q(z|x), general_loss, reconstruction_loss and "
+    add("--arrays", metavar="NPZ", help=f"{arrays}kl_loss (n,) in nats, and labels (n,) where known (default: none)")
+    figures = "also draw the latent space and the hundred strangest images into this folder (default: none)"
+    add("--figures", metavar="DIR", help=figures)
     add("--seed", type=terminal.seed, default=0, help="seed of all random draws, a whole number (default: 0)")
     add("--json", action="store_true", help="print one JSON object, all else on standard error (default: a report)")
     return parser.parse_args(arguments)
@@ -72,120 +56,108 @@ def main(arguments: list[str] | None = None) -> None:
     if dataset.sha256 != run.config["dataset"]["sha256"]:
         print("-> These are not the images that the model was trained on (their SHA-256 differs).", file=sys.stderr)
     terminal.import_keras()
-    decoder = run.load_decoder(dataset.image_shape)
-    encoder = run.load_encoder(decoder)
+    models = run.load_encoder(), build_log_likelihood(run.load_decoder(), options.variance), run.load_prior()
     say = sys.stderr if options.json else sys.stdout
     print(f"-> Checkpoints are restored from {run.folder}", file=say)
-    variance = options.variance
-    pixels = "binary" if options.binarize else "grey" if variance is None else f"Gaussian (variance {variance:g})"
+    grey = "grey" if options.variance is None else f"Gaussian (variance {options.variance:g})"
     count = f"{len(dataset.test_images):,} test images of {dataset.name} ({dataset.source})"
-    print(f"-> {count}, {pixels} pixels", file=say, flush=True)
+    print(f"-> {count}, {'binary' if options.binarize else grey} pixels", file=say, flush=True)
 
-    measured, arrays = measure(run, (encoder, decoder), dataset, options)
+    measured, arrays = measure(models, dataset, options)
+    measured |= {
+        "parameters": run.config["parameters"],
+        "images": len(dataset.test_images),
+        "checkpoint": str(run.folder),
+    }
     if options.arrays is not None:
         with files.replacing(options.arrays) as path:
             files.write_arrays(path, arrays)
-        print(f"-> q(z|x) and losses of {len(arrays['mean']):,} test images are in {options.arrays}", file=say)
+        print(f"-> q(z|x) and losses of {len(dataset.test_images):,} test images are in {options.arrays}", file=say)
     if options.figures:
-        draw(options.figures, arrays, dataset, f"{run.settings.network} on {dataset.name}")
+        draw(arrays, dataset, f"{run.settings.network} on {dataset.name}", options.figures)
     if options.json:
-        print(json.dumps(measured | {"images": len(arrays["mean"]), "checkpoint": str(run.folder)}))
+        print(json.dumps(measured))
     else:
         print(report.format_metrics(measured))
 
 
-def measure(
-    run: Run, halves: tuple, dataset: Dataset, options: argparse.Namespace
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return every metric by name, and what each test image has, as --arrays saves it.
-
-    The three losses are means over all test images, with one posterior sample each.
-    """
-    from vae.data.batches import Batches
-
-    encoder, decoder = halves
-    latent_dim = decoder.input_shape[1]
-    # Older runs draw from a mixture, but were trained with N(0, I).
-    prior = run.load_prior(latent_dim) if run.settings.prior == "mixture" else sampling.make_normal(latent_dim)
-    batches = Batches(dataset.test_images, BATCH, options.seed, binarize=options.binarize)
-    log_likelihood = build_log_likelihood(decoder, options.variance)
-    arrays = measure_images(batches, encoder, log_likelihood, prior, options)
-    irreducible = arrays.pop("irreducible_loss")
-    nll = estimate_likelihood(batches, arrays, log_likelihood, prior, options)
-    measured = {name: metrics.mean(arrays[name]) for name in LOSSES} | {
-        "standard_error": metrics.standard_error(arrays["general_loss"]),
-        "nll": metrics.mean(nll),
-        "nll_standard_error": metrics.standard_error(nll),
-        "nll_images": len(nll),
-        "importance_samples": options.importance_samples,
-        "active_units": metrics.active_units(arrays["mean"]),
-        "latent_dim": latent_dim,
-        "label_accuracy": metrics.label_accuracy(prior, arrays["mean"], dataset.test_labels),
-        "parameters": encoder.count_params() + decoder.count_params() + prior.count_params(),
-        "irreducible_loss": metrics.mean(irreducible),
-    }
-    return measured, arrays | ({} if dataset.test_labels is None else {"labels": dataset.test_labels})
-
-
-def measure_images(batches, encoder, log_likelihood, prior, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Return what each of n images has: mean and log_var of q(z|x), (n, D), and its losses in nats, (n,).
-
-    Each has one posterior sample. One batch of images is in memory at a time.
-    """
-    rng = np.random.default_rng(options.seed)
-    rows = []
-    for index in range(len(batches)):
-        (images,) = batches[index]
-        posterior = metrics.Posterior(images, *encoder.predict_on_batch(images))
-        z = sampling.draw_codes(posterior.mean, posterior.log_var, rng)
-        reconstruction = -log_likelihood.predict_on_batch([images, z])
-        kl = metrics.kl_loss(posterior, z, prior)
-        irreducible = metrics.irreducible_loss(images, options.variance)
-        rows.append((posterior.mean, posterior.log_var, reconstruction + kl, reconstruction, kl, irreducible))
-    columns = (np.concatenate(column).astype(np.float32) for column in zip(*rows, strict=True))
-    return dict(zip(("mean", "log_var", *LOSSES, "irreducible_loss"), columns, strict=True))
-
-
-def estimate_likelihood(batches, arrays: dict, log_likelihood, prior, options: argparse.Namespace) -> np.ndarray:
-    """Estimate -log p(x) of some images, drawn at random: (n,), in nats. A progress bar is shown on a terminal."""
-    from tqdm import tqdm
-
-    # The first test images of MNIST are easier than the rest, by 1.2 nats for the first 1,000.
-    chosen = np.random.default_rng(options.seed).permutation(len(arrays["mean"]))[: options.images]
-    posterior = metrics.Posterior(batches.take(chosen), arrays["mean"][chosen], arrays["log_var"][chosen])
-    samples = options.importance_samples
-    with tqdm(total=len(chosen) * samples, unit=" z", leave=False, disable=None) as bar:
-
-        def decode(x: np.ndarray, z: np.ndarray) -> np.ndarray:
-            bar.update(len(z))
-            return log_likelihood.predict_on_batch([x, z])
-
-        return metrics.negative_log_likelihood(posterior, decode, prior, samples, options.seed)
-
-
 def build_log_likelihood(decoder, variance: float | None):
-    """Return the model images (n, H, W), latent vectors (n, D) -> log p(x|z), (n,), in nats per image."""
+    """Return a function from images (n, H, W) and latent vectors (n, D) to log p(x|z), (n,), in nats per image."""
     import keras
 
     from model import logits_of, reconstruction_loss
 
     image = keras.Input(decoder.output_shape[1:], name="image")
     z = keras.Input(decoder.input_shape[1:], name="z")
-    return keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
+    model = keras.Model([image, z], -reconstruction_loss(image, logits_of(decoder)(z), variance))
+    return lambda images, z: model.predict_on_batch([images, z])
 
 
-def draw(folder: Path, arrays: dict[str, np.ndarray], dataset: Dataset, title: str) -> None:
+def measure(models: tuple, dataset: Dataset, options: argparse.Namespace) -> tuple[dict, dict[str, np.ndarray]]:
+    """Return every metric by name, and what each test image has, as --arrays saves it.
+
+    `models` are the encoder, log p(x|z) and the prior. The three losses are means over all test images.
+    """
+    _, log_likelihood, prior = models
+    arrays, posterior = measure_images(models, dataset, options)
+    nlls = metrics.estimate_nll(posterior, log_likelihood, prior, options.importance_samples, options.seed)
+    nll, nll_error = metrics.average(nlls)
+    averages = {name: metrics.average(arrays[name]) for name in (*LOSSES, "irreducible_loss")}
+    measured = {name: averages[name][0] for name in averages} | {
+        "standard_error": averages["general_loss"][1],
+        "nll": nll,
+        "nll_standard_error": nll_error,
+        "nll_images": len(nlls),
+        "importance_samples": options.importance_samples,
+        "active_units": metrics.count_active_units(arrays["mean"]),
+        "latent_dim": arrays["mean"].shape[1],
+        "label_accuracy": metrics.measure_label_accuracy(prior, arrays["mean"], dataset.test_labels),
+    }
+    del arrays["irreducible_loss"]
+    return measured, arrays | ({} if dataset.test_labels is None else {"labels": dataset.test_labels})
+
+
+def measure_images(models: tuple, dataset: Dataset, options: argparse.Namespace) -> tuple[dict, Posterior]:
+    """Measure each of n test images, by one posterior sample: mean and log_var (n, D) of q(z|x), and losses (n,), nats.
+
+    Also return the posterior of some images, chosen at random: the first test images of MNIST are easier than the rest,
+    by 1.2 nats for the first 1,000. One batch of images is in memory at a time.
+    """
+    from vae.data.batches import Batches
+
+    encoder, log_likelihood, prior = models
+    batches = Batches(dataset.test_images, AT_ONCE, options.seed, binarize=options.binarize)
+    chosen = np.random.default_rng(options.seed).permutation(len(dataset.test_images))[: options.images]
+    pixels = np.empty((len(chosen), *dataset.test_images.shape[1:]), np.float32)
+    rng, rows, done = np.random.default_rng(options.seed), [], 0
+    for index in range(len(batches)):
+        (images,) = batches[index]
+        posterior = Posterior(images, *encoder.predict_on_batch(images))
+        z = sampling.draw_codes(posterior.mean, posterior.log_var, rng)
+        reconstruction = -log_likelihood(images, z)
+        kl = metrics.kl_loss(posterior, z, prior)
+        irreducible = metrics.irreducible_loss(images, options.variance)
+        rows.append((posterior.mean, posterior.log_var, reconstruction + kl, reconstruction, kl, irreducible))
+        inside = (done <= chosen) & (chosen < done + len(images))
+        pixels[inside] = images[chosen[inside] - done]
+        done += len(images)
+    columns = (np.concatenate(column).astype(np.float32) for column in zip(*rows, strict=True))
+    arrays = dict(zip(("mean", "log_var", *LOSSES, "irreducible_loss"), columns, strict=True))
+    return arrays, Posterior(pixels, arrays["mean"][chosen], arrays["log_var"][chosen])
+
+
+def draw(arrays: dict[str, np.ndarray], dataset: Dataset, title: str, folder: Path) -> None:
     """Write the figures of the latent space, and of the strangest images."""
     from vae import plots
 
-    information = metrics.information_per_dimension(arrays["mean"], arrays["log_var"])
-    losses = arrays["general_loss"]
+    losses, means = arrays["general_loss"], arrays["mean"]
+    information = metrics.measure_information(means, arrays["log_var"])
     strangest = np.argsort(-losses)[:STRANGEST]
     images = to_pixels(dataset.test_images[strangest])
-    means, labels = arrays["mean"], dataset.named_test_labels
     strange = f"{title}: the {len(images)} strangest test images, row by row"
+    map_title = f"{title}: latent means of test images"
     figures = {
-        "latent_map.png": plots.latent_map(means, labels, f"{title}: latent means of test images"),
+        "latent_map.png": plots.latent_map(means, dataset.test_labels, map_title, dataset.label_names),
         "latent_dimensions.png": plots.latent_dimensions(information, f"{title}: what each latent dimension tells"),
         "strangest_images.png": plots.strangest_images(images, losses[strangest], strange),
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from vae.sampling import AT_ONCE, Mixture
 
@@ -38,7 +39,7 @@ def estimate_nll(
     rng = np.random.default_rng(seed)
     images_at_once = max(1, AT_ONCE // samples)
     log_sums = np.full(len(posterior.mean), -np.inf)
-    for start in range(0, len(log_sums), images_at_once):
+    for start in tqdm(range(0, len(log_sums), images_at_once), leave=False, disable=None):  # a bar on a terminal
         part = slice(start, start + images_at_once)
         few = Posterior(posterior.images[part], posterior.mean[part], posterior.log_var[part])
         for first in range(0, samples, AT_ONCE):

@@ -109,7 +109,7 @@ def make_normal(latent_dim: int) -> Mixture:
     return read_mixture(arrays)
 
 
-def read_mixture(arrays: dict[str, np.ndarray], latent_dim: int | None = None) -> Mixture:
+def read_mixture(arrays: dict[str, np.ndarray]) -> Mixture:
     """Return the prior in the arrays of a prior.npz, which has no labels before the end of training."""
     arrays = {"labels": np.empty(0, int), "class_shares": np.empty((len(arrays["weights"]), 0))} | arrays
     floats = {name: arrays[name].astype(np.float32) for name in ("weights", "means", "factors", "class_shares")}
