@@ -1,9 +1,14 @@
 """The figures: each image in its place on a grid, and curves that show the numbers that they were given."""
 
 import io
+import os
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -40,20 +45,20 @@ def render(figure: Figure) -> np.ndarray:
 
 
 def test_images_lie_row_by_row_and_the_rest_is_black(images):
-    grid = plots.tile(iter([images[:4], images[4:]]), (7, *SIDES), columns=3)
+    grid = plots.tile(images, columns=3)
     assert grid.dtype == np.uint8
     np.testing.assert_array_equal(grid, lay_out(images, 3))
 
 
 @pytest.mark.parametrize("count, columns, zoom", [(1, 10, 3), (100, 10, 3), (10_000, 100, 1), (400, 1, 1), (180, 1, 1)])
 def test_images_are_large_on_small_grids_and_never_smaller_than_they_are(count, columns, zoom):
-    grid = plots.tile([np.zeros((count, 28, 20), np.uint8)], (count, 28, 20), columns)
+    grid = plots.tile(np.zeros((count, 28, 20), np.float32), columns)
     columns = min(columns, count)
     assert grid.shape == (2 + (28 * zoom + 2) * (count // columns), 2 + (20 * zoom + 2) * columns)
 
 
 def test_a_picture_is_of_the_kind_that_its_name_says_and_png_holds_the_grid_pixel_for_pixel(images, tmp_path):
-    grid = plots.tile([images], images.shape, columns=4)
+    grid = plots.tile(images, columns=4)
     for suffix, start in ((".png", b"\x89PNG"), (".jpg", b"\xff\xd8\xff"), (".pdf", b"%PDF")):
         plots.write_picture(grid, tmp_path / f"grid{suffix}")
         assert (tmp_path / f"grid{suffix}").read_bytes().startswith(start)
@@ -62,11 +67,54 @@ def test_a_picture_is_of_the_kind_that_its_name_says_and_png_holds_the_grid_pixe
         np.testing.assert_array_equal(np.asarray(picture), grid)
 
 
-def test_more_images_than_are_shown_are_all_taken(images):
-    taken = []
-    grid = plots.tile((taken.append(len(part)) or part for part in (images[:3], images[3:])), (2, *SIDES), columns=2)
-    assert taken == [3, 4]
-    np.testing.assert_array_equal(grid, lay_out(images[:2], 2))
+# Animations
+
+
+def read_frames(path) -> tuple[list[np.ndarray], list[int]]:
+    """Return the frames of an animation, (height, width) of bytes, and their times."""
+    frames, times = [], []
+    with Image.open(path) as picture:
+        assert picture.info["loop"] == 0  # for ever
+        for number in range(picture.n_frames):
+            picture.seek(number)
+            frames.append(np.asarray(picture.convert("L")))
+            times.append(picture.info["duration"])
+    return frames, times
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_an_animation_has_its_frames_in_their_order_with_their_times(kind, tmp_path):
+    path = tmp_path / f"walk.{kind}"
+    frames = [np.random.default_rng(number).integers(0, 256, (40, 50), np.uint8) for number in range(4)]
+    plots.write_animation(frames, path, [50, 900, 50, 70])
+    found, times = read_frames(path)
+    assert times == [50, 900, 50, 70]
+    for frame, wanted in zip(found, frames, strict=True):
+        assert np.abs(frame.astype(int) - wanted).max() <= 255 / 7 / 2 + 1  # of 8 greys
+        assert {0, 255} <= set(np.unique(frame).tolist())
+    plots.write_animation(frames, path)
+    times = read_frames(path)[1]
+    assert len(set(times[:-1])) == 1 and times[-1] >= 5 * times[0]  # the last stays
+
+
+def test_a_frame_of_training_has_the_draws_beside_the_pairs():
+    draws, originals, decoded = np.split(np.random.default_rng(0).random((45, *SIDES)), [25, 35])
+    grid = plots.training_frame(draws, originals, decoded)
+    blank = np.zeros(SIDES)
+    cells = []
+    for row in range(5):
+        cells += [*draws[5 * row : 5 * row + 5], blank]
+        cells += [originals[2 * row], decoded[2 * row], originals[2 * row + 1], decoded[2 * row + 1]]
+    np.testing.assert_array_equal(grid, lay_out(np.stack(cells), 10))
+    few = plots.training_frame(draws, originals[:3], decoded[:3])  # of a test set of three
+    np.testing.assert_array_equal(few[:38], grid[:38])
+    assert few.shape == grid.shape and not few[80:, 160:].any()
+
+
+def test_grids_do_not_import_matplotlib():
+    code = "import sys; from vae import plots; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 # Curves
@@ -90,8 +138,8 @@ def test_loss_curves_show_the_three_losses_of_training_and_held_out_images(epoch
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "nats per image")
         lines = axes.get_lines()
         for line, prefix, label in zip(lines, ("", held_out), ("train", who), strict=True):
-            assert line.get_xdata().tolist() == [row["epoch"] for row in rows]
-            assert line.get_ydata().tolist() == [row[prefix + name] for row in rows]
+            assert list(line.get_xdata()) == [row["epoch"] for row in rows]
+            assert list(line.get_ydata()) == [row[prefix + name] for row in rows]
             assert line.get_label() == f"{label} ({rows[-1][prefix + name]:.2f})"
             assert line.get_marker() == ("o" if epochs == 1 else "None")  # a single epoch is seen as a point
         assert lines[0].get_linestyle() != lines[1].get_linestyle()
@@ -106,8 +154,9 @@ def test_the_first_epoch_does_not_press_the_others_together():
     rows[0] |= {name: 9999.0 for name in rows[0] if name.endswith("loss")}
     for axes in plots.loss_curves(rows, "").axes:
         bottom, top = axes.get_ylim()
-        later = np.concatenate([line.get_ydata()[1:] for line in axes.get_lines()])
-        assert bottom < later.min() < later.max() < top < 1000
+        curves = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+        assert bottom < curves.min() < curves.max() < top < 1000
+        assert [list(line.get_xdata()) for line in axes.get_lines()] == [list(range(2, 11))] * 2
 
 
 @pytest.mark.parametrize("count, columns, rows", [(6, 3, 2), (7, 3, 2), (2, 10, 1), (1, 10, 1)])
@@ -122,7 +171,7 @@ def test_originals_are_above_their_reconstructions(images, count, columns, rows)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["original", "reconstruction"] * rows
     ticks = 2 + 38 * np.arange(2 * rows) + 18  # the middle of each row
     np.testing.assert_allclose(axes.get_yticks(), ticks, atol=2)
-    assert axes.get_title() == "test images"
+    assert figure.get_suptitle() == "test images"
     assert render(figure).shape[1] > 400
 
 
@@ -131,7 +180,7 @@ def test_strangest_images_are_shown_in_their_order_beside_their_losses(images):
     np.testing.assert_array_equal(grid_of(figure), lay_out(images, 3))
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["100", "60", "3"]
-    assert axes.get_title() == "strange\nleft: the negative ELBO of each row's first image, in nats"
+    assert figure.get_suptitle() == "strange\nleft: the negative ELBO of each row's first image, in nats"
     assert render(figure).shape[1] > 400
 
 
@@ -139,7 +188,41 @@ def test_strangest_images_are_shown_in_their_order_beside_their_losses(images):
 
 
 def test_information_is_shown_by_dimension_from_the_largest():
-    (axes,) = plots.latent_dimensions(np.array([0.5, 2.0, 0.25]), "what each tells").axes
+    figure = plots.latent_dimensions(np.array([0.5, 2.0, 0.25]), "what each tells")
+    (axes,) = figure.axes
     assert [bar.get_height() for bar in axes.patches] == [2.0, 0.5, 0.25]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "0", "2"]
-    assert axes.get_ylabel() == "nats per image" and axes.get_title() == "what each tells"
+    assert axes.get_ylabel() == "nats per image" and figure.get_suptitle() == "what each tells"
+
+
+NAMES = ["$$", "$5-$10", "C#", "é", "猫", "cat 猫"]
+
+
+def test_names_are_drawn_as_they_are_and_a_number_where_the_font_has_no_letters(capsys):
+    codes, labels = np.random.default_rng(0).normal(size=(60, 2)), np.repeat(np.arange(6), 10)
+    figure = plots.latent_map(codes, labels, "$names$", NAMES)
+    with warnings.catch_warnings(action="error"):
+        render(figure)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["$$", "$5-$10", "C#", "é", "4", "5"]
+    assert not any(text.get_parse_math() for text in axes.texts)
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "the numbers of these labels" in printed.err
+    for names in (NAMES[:4], None):
+        (axes,) = plots.latent_map(codes[:40], labels[:40], "", names).axes
+        assert [text.get_text() for text in axes.texts] == (NAMES[:4] if names else ["0", "1", "2", "3"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_settings_of_the_user_change_nothing_and_no_line_of_matplotlib_reaches_the_screen(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nlines.linewidth: 30\nnonsense: 1\n")
+    code = (
+        "from vae import plots; plots.write_figure(plots.latent_dimensions(__import__('numpy').ones(3), '$'), 'a.png')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MATPLOTLIBRC": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    file = io.BytesIO()
+    plots.write_figure(plots.latent_dimensions(np.ones(3), "$"), file)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(file)))

@@ -174,10 +174,10 @@ def latent_dimensions(information: np.ndarray, title: str) -> "Figure":
 
 def _make_figure(title: str, width: float, height: float, columns: int = 1) -> tuple["Figure", object]:
     """Return a figure of so many inches and its axes, one for each column, whatever the user's matplotlibrc says."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or its import would say what that file has wrong
     import matplotlib
     from matplotlib.figure import Figure
 
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     matplotlib.rcdefaults()
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar
     figure = Figure(figsize=(width, height), layout="constrained")
