@@ -1,96 +1,86 @@
-"""Runs in which nothing is trained: `Model` counts epochs instead."""
+"""Runs of a VAE as small as can be. Nothing is trained: an epoch adds 1 to every variable."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
-from vae import files, run, runs
+from vae import files
 from vae.data.dataset import Dataset
-from vae.run import Run
+from vae.run import Run, list_variables
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
 DATASET = Dataset("tiny", IMAGES, None, None, IMAGES[:5], None, sha256="0" * 64, source="memory")
-CONFIG = {
-    "format": runs.FORMAT,
-    "settings": {"data": None, "binarize": False},
-    "dataset": {"name": "digits", "sha256": "0"},
-    "versions": {},
-    "epochs_done": 0,
-    "finished": None,
-}
+LOSSES = [3.0, 2.0, 1.0, 3.5, 2.25, 1.25]
+FRAME = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
 
-class Half:
-    """Replaces an encoder or a decoder. What it saves is its value as a text."""
+def build_vae(components: int | None = 2):
+    """Build a VAE of images of 8 x 8 with two latent dimensions, whose variables are all 0."""
+    import keras
+    from keras import layers
 
-    def __init__(self, variable):
-        self.weights = [variable]
+    import model
 
-    def count_params(self) -> int:
-        return 3
-
-    def save(self, path: Path) -> None:
-        path.write_text(str(float(np.asarray(self.weights[0])[0])))
-
-
-class Prior(Half):
-    """Replaces a learned prior, likewise."""
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        return {"epochs": np.asarray(self.weights[0])}
+    image, z = keras.Input((8, 8)), keras.Input((2,))
+    encoder = model.end_encoder(image, layers.Flatten()(image), 2)
+    decoder = model.end_decoder(z, layers.Dense(64, name="dense")(z), (8, 8))
+    vae = model.VAE((encoder, decoder), model.MixturePrior(components, 2) if components else model.NormalPrior())
+    vae.compile(keras.optimizers.Adam(0.0))
+    vae.optimizer.build(vae.trainable_variables)
+    for variable in list_variables(vae):
+        variable.assign(0 * variable)
+    return vae
 
 
-class Model:
-    """Replaces a VAE: encoder, decoder, prior and optimizer have a variable each: the epochs that it has seen."""
-
-    def __init__(self):
-        import keras
-
-        variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(4)]
-        self.encoder, self.decoder, self.prior = Half(variables[0]), Half(variables[1]), Prior(variables[2])
-        self.optimizer = SimpleNamespace(variables=variables[3:])
-
-    def see_an_epoch(self) -> None:
-        for variable in run._variables(self):
-            variable.assign(variable + 1)
+def train_epoch(run: Run, vae) -> None:
+    for variable in list_variables(vae):
+        variable.assign(variable + 1)
+    run.save_epoch(vae, run.make_row(LOSSES, 0.5, len(run.rows) + 1.0), FRAME + len(run.rows))
 
 
-def train_epoch(one: Run, model: Model) -> None:
-    model.see_an_epoch()
-    one.save_epoch(model, one.make_row([3.0, 2.0, 1.0, 3.5, 2.25, 1.25], 0.5, len(one.rows) + 1.0))
-
-
-def train(one: Run) -> Path:
+def train(run: Run) -> Path:
     """Train a run to its end, and return its folder."""
-    model = Model()
-    with one.begin(model, DATASET):
-        while len(one.rows) < one.settings.epochs:
-            train_epoch(one, model)
-        one.save_prior({"epochs": np.asarray(model.encoder.weights[0])})
-        one.finish(one.test_losses, [0.5, 0.25])
-    return one.folder
+    vae = build_vae()
+    with run.begin(vae, DATASET):
+        while len(run.rows) < run.settings.epochs:
+            train_epoch(run, vae)
+        run.save_prior(run.load_prior())
+        run.record_end({"general_loss": 3.5, "reconstruction_loss": 2.25, "kl_loss": 1.25}, np.array([0.5, 0.25]))
+    return run.folder
 
 
 def new(**settings) -> Run:
-    return Run.new({"epochs": 2, "seed": 3} | settings)
+    return Run.new({"epochs": 2, "seed": 3, "latent_dim": 2} | settings)
 
 
 def epochs_in(folder: Path) -> list[float]:
-    """Return what encoder, decoder, history, state and prior (where there is one) say of the epochs they are from."""
-    found = [float((folder / f"{half}.keras").read_text()) for half in ("encoder", "decoder")]
-    found.append(len((folder / "history.csv").read_text().splitlines()) - 1)
+    """Return how many epochs the state, the decoder, the encoder, the prior, the history and the config have seen."""
     state = files.read_arrays(folder / "training_state.npz", "")
-    found += [state["variable_000"][0], state["variable_003"][0]]
-    prior = files.read_arrays(folder / "prior.npz", "")
-    return found if prior is None else [*found, prior["epochs"][0]]
+    halves = [Run.find(str(folder)).load_decoder(), Run.find(str(folder)).load_encoder()]
+    return [
+        *(float(state[name].max()) for name in state if name.startswith("variable")),
+        len(state["frames"]),
+        *(float(half.get_weights()[0].max()) for half in halves),
+        float(files.read_arrays(folder / "prior.npz", "")["means"][0, 0]),
+        len((folder / "history.csv").read_text().splitlines()) - 1,
+        json.loads((folder / "config.json").read_text())["epochs_done"],
+    ]
 
 
 def write_config(folder: Path, **changes) -> Path:
-    """Change config.json by hand."""
+    """Change config.json by hand. Where there is none, it is that of a run that has just begun."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    config = json.loads(path.read_text()) if path.exists() else CONFIG
+    dataset = {
+        "name": "a",
+        "sha256": "0",
+        "validation_images": 0,
+        "label_names": None,
+        "image_size": [8, 8],
+        "reading": {},
+    }
+    begun = {"settings": {}, "dataset": dataset, "backend": "tensorflow", "epochs_done": 0, "finished": None}
+    config = json.loads(path.read_text()) if path.exists() else begun
     path.write_text(json.dumps(config | changes))
     return folder
