@@ -1,24 +1,19 @@
-"""Time training and decoding on the CPU, against plain Keras and PyTorch: python benchmarks/speed.py (see its --help).
+"""Time training on the CPU, against plain Keras and PyTorch: python benchmarks/speed.py (see its --help).
 
 All train the same network on the same images with Adam, with the prior N(0, I), the same batch size and on the same
 cores. Each has a process of its own. It compiles and warms up first. Then they take turns: round 1 of each, round 2 of
 each, and so on; while one runs, the others sleep. "Times faster" is the median of the ratios within each round.
 
-The peak is the highest rate of a float32 matrix product on these cores, in TensorFlow or in PyTorch. The share of the
-peak is the multiply-adds a second that the network needs, divided by the peak.
-
 PyTorch runs with what its tuning guide advises for a CPU: fused Adam, channels_last, torch.compile, and OpenMP threads
-bound to cores. To use fewer cores, start the script with `taskset`; to use another memory allocator, with LD_PRELOAD.
+bound to cores. To use fewer cores, start the script with `taskset`. With --peers, see peers.py.
 """
 
 import importlib.util
-import math
 import multiprocessing
 import os
 import platform
 import re
 import shlex
-import signal
 import statistics
 import sys
 import tempfile
@@ -36,22 +31,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import generator
+import peers
+
 import main as project
 from vae import settings, terminal
 from vae.data.dataset import Dataset, to_pixels
+from vae.parallel import count_cores
 from vae.terminal import UserError
 
 IMAGES_A_ROUND = 24_000
-DECODED = 20_000  # images in a round of decoding
-PEAK_SIZES = (1024, 1536, 2048, 3072)  # rows and columns of square matrices
-PEAK_REPEATS = 5
 PAUSE = 0.5  # seconds before a round; the threads of the process before it fall asleep
 TOLERANCE = 1e-3  # of each logit, and of the loss in nats per image, between PyTorch and Keras
 PROCESSES = multiprocessing.get_context("spawn")
-
-OURS, PLAIN, DECODING = "this project", "plain Keras `fit`, its defaults", "decoding"
-PEAKS = ("matrix products in TensorFlow", "matrix products in PyTorch")
+OURS = "this project"
 
 
 @dataclass(frozen=True)
@@ -70,30 +62,33 @@ class Job:
 def main() -> None:
     """Command line -> contestants -> rounds in turn -> table."""
     options = parse()
-    compares_torch = options.network == "standard"
-    if compares_torch and importlib.util.find_spec("torch") is None:
+    if importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch is not installed; pip install -r benchmarks/requirements.txt")
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    print("; ".join([describe_machine(), *(f"{name} {version(name)}" for name in ("tensorflow", "keras", "torch"))]))
+    if options.peers is not None:
+        return peers.report(options.peers, options.data)
     own = settings.complete({"network": options.network, "prior": "normal"})
     images = (options.steps or max(1, IMAGES_A_ROUND // own.batch_size)) * own.batch_size
-    versions = [f"{name} {version(name)}" for name in ("tensorflow", "keras", *(["torch"] if compares_torch else []))]
-    print("; ".join([describe_machine(), *versions, f"{options.rounds} rounds of {images:,} images each"]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(own, images, Path(folder, "reference.npz"))
         with ProcessPoolExecutor(1, PROCESSES) as pool:
-            products = pool.submit(write_reference, job).result()
-        rates = take_turns(choose_contestants(compares_torch), job, options.rounds)
-    print_results(rates, own, products)
+            pool.submit(write_reference, job).result()
+        rates = take_turns(choose_contestants(options.network), job, options.rounds)
+    print_results(rates, job)
 
 
 def parse() -> Namespace:
     """Read the command line."""
-    parser = terminal.Parser("benchmarks/speed.py", description="Time training and decoding, against others in turn.")
+    parser = terminal.Parser("benchmarks/speed.py", description="Time training, against others in turn.")
     add, whole = parser.add_argument, terminal.positive_integer
     add("--network", choices=settings.NETWORKS, default="standard", help="(default: standard; PyTorch has no other)")
     add("--rounds", type=whole, default=5, metavar="N", help="rounds of each (default: 5)")
     steps = f"training steps in a round (default: as many as {IMAGES_A_ROUND:,} images make)"
     add("--steps", type=whole, metavar="N", help=steps)
+    peer = "instead: train two known VAEs and this project on MNIST; some of"
+    add("--peers", nargs="*", choices=peers.NAMES, help=f"{peer} {', '.join(peers.NAMES)} (without a name: all)")
+    add("--data", metavar="PATH", help="MNIST for --peers (default: found or downloaded)")
     return parser.parse_args()
 
 
@@ -105,18 +100,7 @@ def describe_machine() -> str:
     return f"cores: {count_cores()} ({found[1] if found else platform.machine()}){load}"
 
 
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 # The processes: a contestant is a pool of one, which sleeps between its rounds
-
-
-def silence() -> None:
-    """In a contestant's process: ignore Ctrl-C, and let libraries print to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)
 
 
 def keep_round(prepare: Callable, job: Job) -> None:
@@ -131,12 +115,10 @@ def run_round() -> float:
     return run_prepared()
 
 
-def choose_contestants(compares_torch: bool) -> dict[str, Callable]:
+def choose_contestants(network: str) -> dict[str, Callable]:
     """Return the function that prepares each contestant, by its name."""
-    contestants = {OURS: prepare_project, PLAIN: prepare_plain_keras, DECODING: prepare_decoding}
-    contestants[PEAKS[0]] = partial(prepare_products, framework="tensorflow")
-    if compares_torch:
-        contestants[PEAKS[1]] = partial(prepare_products, framework="torch")
+    contestants = {OURS: prepare_project, "plain Keras `fit`, its defaults": prepare_plain_keras}
+    if network == "standard":
         for name, compiles in (("PyTorch, eager", False), ("PyTorch, compiled", True)):
             contestants[name] = partial(prepare_torch, compiles=compiles, channels_last=False)
             contestants[f"{name}, channels_last"] = partial(prepare_torch, compiles=compiles, channels_last=True)
@@ -152,7 +134,7 @@ def take_turns(contestants: dict[str, Callable], job: Job, rounds: int) -> dict[
         pools = {}
         for name, prepare in contestants.items():
             say(f"{name}: starting")
-            pool = stack.enter_context(ProcessPoolExecutor(1, PROCESSES, silence))
+            pool = stack.enter_context(ProcessPoolExecutor(1, PROCESSES))
             try:
                 pool.submit(keep_round, prepare, job).result()
                 pools[name] = pool
@@ -179,11 +161,10 @@ def say(line: str) -> None:
 
 def prepare_project(job: Job) -> Callable[[], float]:
     """Train as main.py does: images a second."""
-    vae = build_vae(job)
+    vae, images = build_vae(job), job.make_images()
     from vae.callbacks import Reseed
-    from vae.data.batches import Batches
 
-    batches = Batches(job.make_images(), job.options.batch_size, seed=0, shuffle=True)
+    batches = project.make_batches(images, job.options, job.options.batch_size, shuffle=True)
     return partial(time_fit, vae, job.images, x=batches, shuffle=False, callbacks=[Reseed(batches, seed=0)])
 
 
@@ -222,12 +203,19 @@ def time_fit(vae, count: int, callbacks: list | tuple = (), **arguments) -> floa
 
 
 def prepare_torch(job: Job, compiles: bool, channels_last: bool) -> Callable[[], float]:
-    """Train the same network in PyTorch: images a second."""
+    """Train the same network in PyTorch: images a second; ValueError where it computes something else."""
     os.environ |= {"OMP_NUM_THREADS": str(count_cores()), "OMP_PROC_BIND": "CLOSE", "OMP_SCHEDULE": "STATIC"}
     import torch
 
     torch.manual_seed(0)
-    vae = build_torch_vae(job, channels_last)
+    with np.load(job.reference) as reference:
+        arrays = {name: torch.from_numpy(reference[name]) for name in reference.files}
+    vae = build_torch_vae(arrays, channels_last).eval()
+    with torch.inference_mode():
+        logits, loss = vae(arrays["images"], arrays["epsilon"])
+    if not max((logits - arrays["logits"]).abs().max(), (loss - arrays["loss"]).abs()) <= TOLERANCE:
+        raise ValueError("PyTorch computes other logits, or another loss, than Keras")
+    vae.train()
     optimizer = torch.optim.Adam(vae.parameters(), job.options.learning_rate, eps=1e-7, fused=True)
     step = torch.compile(vae) if compiles else vae
     images = torch.from_numpy(to_pixels(job.make_images()))
@@ -244,25 +232,42 @@ def prepare_torch(job: Job, compiles: bool, channels_last: bool) -> Callable[[],
     return train
 
 
-def build_torch_vae(job: Job, channels_last: bool):
-    """Build `standard` in PyTorch with the weights of the Keras layers; ValueError where it computes something else."""
+def build_torch_vae(arrays: dict, channels_last: bool):
+    """Build `standard` in PyTorch with the weights of the Keras layers, which are called LAYER_0, LAYER_1 and so on."""
     import torch
     from torch import nn
     from torch.nn import functional
 
+    def load(layer, *weights):
+        layer.load_state_dict(dict(zip(layer.state_dict(), weights, strict=True)))
+        return layer
+
+    def lstm(name: str):
+        kernel, recurrent, bias = (arrays[f"{name}_{index}"] for index in range(3))
+        layer = nn.LSTM(len(kernel), len(recurrent), batch_first=True)
+        return load(layer, kernel.T, recurrent.T, bias, torch.zeros_like(bias))
+
+    def dense(name: str):
+        kernel, bias = arrays[f"{name}_0"], arrays[f"{name}_1"]
+        if name == "dense2" and not channels_last:  # then its outputs are ordered (channels, 7, 7)
+            kernel = kernel.unflatten(1, (49, -1)).transpose(1, 2).flatten(1)
+            bias = bias.unflatten(0, (49, -1)).T.flatten()
+        return load(nn.Linear(*kernel.shape), kernel.T, bias)
+
+    def transposed_conv(name: str, strides: int):
+        kernel = arrays[f"{name}_0"].permute(3, 2, 0, 1)  # (in, out, height, width)
+        layer = nn.ConvTranspose2d(*kernel.shape[:3], strides, padding=1)
+        return load(layer, kernel, arrays[f"{name}_1"])
+
     class TorchVAE(nn.Module):
-        def __init__(self, hidden_dim: int, latent_dim: int):
+        def __init__(self):
             super().__init__()
-            self.lstm_rows = nn.LSTM(28, hidden_dim, batch_first=True)
-            self.lstm_columns = nn.LSTM(28, hidden_dim, batch_first=True)
+            self.lstm_rows, self.lstm_columns = lstm("lstm_rows"), lstm("lstm_columns")
             self.dropout = nn.Dropout(0.1)
-            self.mean = nn.Linear(2 * 28 * hidden_dim, latent_dim)
-            self.log_var = nn.Linear(2 * 28 * hidden_dim, latent_dim)
-            self.dense1 = nn.Linear(latent_dim, 256)
-            self.dense2 = nn.Linear(256, 7 * 7 * 64)
-            self.tconv1 = nn.ConvTranspose2d(64, 64, 3, padding=1)
-            self.tconv2 = nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1)
-            self.tconv3 = nn.ConvTranspose2d(32, 4, 3, padding=1)
+            self.mean, self.log_var = dense("mean"), dense("log_var")
+            self.dense1, self.dense2 = dense("dense1"), dense("dense2")
+            self.tconv1, self.tconv2 = transposed_conv("tconv1", 1), transposed_conv("tconv2", 2)
+            self.tconv3 = transposed_conv("tconv3", 1)
 
         def forward(self, images, epsilon=None):
             """Return the logits (n, 28, 28), and the loss in nats per image."""
@@ -273,7 +278,7 @@ def build_torch_vae(job: Job, channels_last: bool):
             z = mean + torch.exp(0.5 * log_var) * epsilon
             h = functional.silu(self.dense2(functional.silu(self.dense1(z))))
             # A view in the memory format that the convolutions work in: nothing is copied.
-            h = h.view(-1, 7, 7, 64).permute(0, 3, 1, 2) if channels_last else h.view(-1, 64, 7, 7)
+            h = h.unflatten(1, (7, 7, -1)).permute(0, 3, 1, 2) if channels_last else h.unflatten(1, (-1, 7, 7))
             h = functional.silu(self.tconv1(h))
             h = functional.silu(self.tconv2(h))  # (batch, 32, 14, 14)
             logits = functional.pixel_shuffle(self.tconv3(h), 2)[:, 0]  # (batch, 28, 28)
@@ -281,41 +286,12 @@ def build_torch_vae(job: Job, channels_last: bool):
             kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum()
             return logits, (reconstruction + kl) / len(images)
 
-    vae = TorchVAE(job.options.hidden_dim, job.options.latent_dim)
-    with np.load(job.reference) as reference:
-        arrays = {name: torch.from_numpy(reference[name]) for name in reference.files}
-    vae.load_state_dict(convert_weights(arrays, channels_last))
-    if channels_last:
-        vae = vae.to(memory_format=torch.channels_last)
-    vae.eval()
-    with torch.inference_mode():
-        logits, loss = vae(arrays["images"], arrays["epsilon"])
-    vae.train()
-    differences = (logits - arrays["logits"]).abs().max(), (loss - arrays["loss"]).abs()
-    if not max(differences) <= TOLERANCE:
-        raise ValueError("PyTorch computes other logits, or another loss, than Keras")
-    return vae
+    vae = TorchVAE()
+    return vae.to(memory_format=torch.channels_last) if channels_last else vae
 
 
-def convert_weights(arrays: dict, channels_last: bool) -> dict:
-    """Return the weights of the Keras layers in PyTorch's order, under PyTorch's names."""
-    weights = {}
-    for lstm in ("lstm_rows", "lstm_columns"):
-        kernel, recurrent, bias = (arrays[f"{lstm}_{index}"] for index in range(3))
-        own = {"weight_ih_l0": kernel.T, "weight_hh_l0": recurrent.T, "bias_ih_l0": bias, "bias_hh_l0": 0 * bias}
-        weights |= {f"{lstm}.{name}": array for name, array in own.items()}
-    for name in ("mean", "log_var", "dense1", "dense2", "tconv1", "tconv2", "tconv3"):
-        kernel = arrays[f"{name}_0"]  # of a convolution: (height, width, out, in)
-        weights[f"{name}.weight"] = kernel.T if kernel.ndim == 2 else kernel.permute(3, 2, 0, 1)
-        weights[f"{name}.bias"] = arrays[f"{name}_1"]
-    if not channels_last:  # then the outputs of dense2 are ordered (64, 7, 7)
-        for name in ("dense2.weight", "dense2.bias"):
-            weights[name] = weights[name].unflatten(0, (49, 64)).transpose(0, 1).flatten(0, 1)
-    return weights
-
-
-def write_reference(job: Job) -> tuple[int, int]:
-    """Write the weights of the Keras layers and what they compute. Return the multiply-adds to train and to decode."""
+def write_reference(job: Job) -> None:
+    """Write the weights of the Keras layers, and what they compute from some images."""
     vae = build_vae(job)
     import keras
 
@@ -330,95 +306,21 @@ def write_reference(job: Job) -> tuple[int, int]:
     weights = {f"{layer.name}_{i}": array for layer in layers for i, array in enumerate(layer.get_weights())}
     np.savez(job.reference, images=images, epsilon=epsilon, logits=logits, loss=loss, **weights)
 
-    # Backward, the gradients of a layer's weights and of its input cost a forward pass each. Nobody needs the gradient
-    # of the image.
-    lstms = [layer for layer in vae.encoder.layers if isinstance(layer, keras.layers.LSTM)]
-    unneeded = sum(28 * math.prod(layer.weights[0].shape) for layer in lstms)
-    return 3 * sum(map(count_products, layers)) - unneeded, sum(map(count_products, vae.decoder.layers))
 
-
-def count_products(layer) -> int:
-    """Return the multiply-adds of a layer's forward pass, for one image: those of weights with its inputs.
-
-    Each weight of a matrix or of a kernel is used once at each position: a row that an LSTM reads, or a pixel that a
-    transposed convolution reads. (Products with the border are counted in full.)
-    """
-    if not layer.weights:
-        return 0
-    positions = math.prod(layer.input.shape[1:-1])
-    return positions * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
-
-
-def prepare_decoding(job: Job) -> Callable[[], float]:
-    """Decode latent vectors as generator.py does: images a second."""
-    terminal.import_keras()  # as generator.py does
-    decoder = build_vae(job).decoder
-    z = np.random.default_rng(0).standard_normal((DECODED, decoder.input_shape[1]), np.float32)
-
-    def decode() -> float:
-        batches = iter(np.split(z, range(generator.BATCH, DECODED, generator.BATCH)))
-        began = time.perf_counter()
-        for _ in generator.decode("digits", decoder, batches, (DECODED, 1)).batches:
-            pass
-        return DECODED / (time.perf_counter() - began)
-
-    return decode
-
-
-def prepare_products(job: Job, framework: str) -> Callable[[], float]:
-    """Multiply square matrices: multiply-adds a second, for the best size."""
-    if framework == "torch":
-        from torch import mm, randn
-    else:
-        terminal.import_keras()
-        from tensorflow.linalg import matmul as mm
-        from tensorflow.random import normal as randn
-    pairs = {size: randn((2, size, size)) for size in PEAK_SIZES}
-
-    def multiply() -> float:
-        best = 0.0
-        for size, (a, b) in pairs.items():
-            for _ in range(PEAK_REPEATS):
-                began = time.perf_counter()
-                mm(a, b)
-                best = max(best, size**3 / (time.perf_counter() - began))
-        return best
-
-    return multiply
-
-
-# The results
-
-
-def print_results(rates: dict[str, list[float]], options: Namespace, products: tuple[int, int]) -> None:
-    """Print the peak, the decoding speed and the table of training. `products` has multiply-adds an image."""
-    peaks = {name: max(rates.pop(name)) for name in PEAKS if name in rates}
-    peak = max(peaks.values())
-    listed = ", ".join(f"{2 * rate / 1e9:,.0f} GFLOP/s by {name}" for name, rate in peaks.items())
-    print(f"\nThe peak (float32; a multiply-add is 2 FLOP): {listed}.")
-    decoding = rates.pop(DECODING)
-    print(f"generator.py decodes {summarise(decoding)} images a second ({products[1]:,} multiply-adds an image).")
-    print(f"This is {share_of(peak, decoding, products[1])} of the peak.")
+def print_results(rates: dict[str, list[float]], job: Job) -> None:
+    """Print the table."""
     command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
-    print(f"\n**Training `{options.network}`, batches of {options.batch_size}** (`{command}`)\n")
-    print(f"| trained by | images a second | {OURS} is faster, times | share of the peak |\n|---|---|---|---|")
+    print(f"\n**Training `{job.options.network}`, batches of {job.options.batch_size}** (`{command}`)\n")
+    print(f"| trained by | images a second | {OURS} is faster, times |\n|---|---|---|")
     for name, own in rates.items():
         faster = "" if name == OURS else summarise([a / b for a, b in zip(rates[OURS], own, strict=True)], ".2f")
-        print(f"| {name} | {summarise(own)} | {faster} | {share_of(peak, own, products[0])} |")
-    print(f"\nMedians over the rounds (lowest–highest). {products[0]:,} multiply-adds an image, forward and backward.")
-    torch = {name: statistics.median(own) for name, own in rates.items() if name.startswith("PyTorch")}
-    if torch:
-        print(f"The fastest of PyTorch's variants: {max(torch, key=torch.get)}.")
+        print(f"| {name} | {summarise(own)} | {faster} |")
+    print(f"\nRounds: {len(rates[OURS])}, of {job.images:,} images each. Medians (lowest–highest).")
 
 
 def summarise(values: list[float], form: str = ",.0f") -> str:
     """Return the median of the rounds, with the lowest and the highest."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
-
-
-def share_of(peak: float, rates: list[float], products: int) -> str:
-    """Return the median rate as a share of the peak, for images that need so many multiply-adds."""
-    return f"{statistics.median(rates) * products / peak:.0%}"
 
 
 if __name__ == "__main__":
