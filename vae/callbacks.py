@@ -19,7 +19,7 @@ DRAWS = 25  # in a frame of training.gif
 def make(run: Run, batches: Batches, shown: np.ndarray) -> list[keras.callbacks.Callback]:
     """Return all callbacks of a run that trains on these batches. `shown` are images (10, H, W) of training.gif."""
     callbacks = [Reseed(batches, run.settings.seed), StopAtNonFinite(run), LogAndSave(run, batches, shown)]
-    if run.settings.tensorboard:
+    if run.settings.tensorboard and parallel.is_first():
         callbacks.append(keras.callbacks.TensorBoard(str(run.folder / "tensorboard")))
     return callbacks
 
@@ -90,9 +90,9 @@ class LogAndSave(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         rows, steps = self._run.rows, self.params["steps"]
         self._began = time.perf_counter() - (rows[-1]["elapsed"] if rows else 0)
-        if not rows:  # what the network learns from
-            images = self._batches[0][0][:100]
-            plots.write_picture(plots.tile(images, 10), self._run.folder / "training_images.png")
+        if not rows and parallel.is_first():  # what the network learns from
+            grid = plots.tile(self._batches[0][0][:100], 10)
+            self._run.write_picture("training_images.png", plots.write_picture, grid)
         total = {"total": steps * self.params["epochs"], "initial": steps * len(rows)}
         self._bar = tqdm(**total, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 

@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -79,7 +79,7 @@ class Run:
         own = Namespace(**config["settings"])
         run = cls(Namespace(**config["settings"]), folder, config)
         run.rows, run.frames, run.given = rows, list(state["frames"]), given
-        end = _read_end(folder, own.epochs)
+        end = runs.read_end(folder, own.epochs)
         run.config = end or config
         further = FURTHER if end and given.get("epochs", 0) > own.epochs else ()
         for name, value in given.items():
@@ -178,6 +178,11 @@ class Run:
         if parallel.is_first():
             self._save(vae)
 
+    def write_picture(self, name: str, write: Callable, picture) -> None:
+        """Write a picture, with one of the writers in plots.py."""
+        with files.replacing(self.folder / name) as path:
+            write(picture, path)
+
     def save_prior(self, prior: sampling.Mixture) -> None:
         """Write prior.npz."""
         files.write_arrays(self.folder / "prior.npz", vars(prior))
@@ -257,15 +262,6 @@ class Run:
         """Load the reconstructions of the training images (n, H, W), bytes; UserError where the run has none."""
         path = self.folder / "reconstructions.npz"
         return files.read_arrays(path, "only a run with --save-reconstructions has it; draw from the decoder")["images"]
-
-
-def _read_end(folder: Path, epochs: int) -> dict | None:
-    """Return config.json if it says that the run was trained to its end, for so many epochs; else None."""
-    try:
-        config = runs.read_config(folder)
-    except UserError:  # a kill came before it was written; the training state has what it had
-        return None
-    return config if config["finished"] and config["settings"]["epochs"] == config["epochs_done"] == epochs else None
 
 
 def _describe(settings: Namespace, vae, dataset: Dataset) -> dict:

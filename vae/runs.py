@@ -38,6 +38,15 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def read_end(folder: Path, epochs: int) -> dict | None:
+    """Return config.json if it says that the run was trained to its end, for so many epochs; else None."""
+    try:
+        config = read_config(folder)
+    except UserError:  # a kill came before it was written; the training state has what it had
+        return None
+    return config if config["finished"] and config["settings"]["epochs"] == config["epochs_done"] == epochs else None
+
+
 def check_name(name: str) -> None:
     """Refuse a name that is no plain folder name, or that an existing run has."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{,99}", name) or name == SHIPPED.name:
