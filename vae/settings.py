@@ -16,6 +16,8 @@ DATASETS = ("mnist", "fashion-mnist", "digits")
 LEAST_BATCHES = 30  # in an epoch, by default
 LEAST_STEPS = 1500  # in a run, by default
 MOST_COMPONENTS, IMAGES_PER_COMPONENT = 300, 50  # by default
+COMPONENTS_TEXT = f"{MOST_COMPONENTS}, but at most one per {IMAGES_PER_COMPONENT} training images"
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FURTHER = ("epochs", "importance_samples")  # what may change when a finished run is trained further
 
 image_size = number(int, "a multiple of 4 from 8 to 128", 8, 128, step=4)
@@ -29,74 +31,31 @@ pixel_variance = number(float, "a number from 0.000001 to 1000", 1e-6, 1e3)  # f
 # name: (default, help, options of argparse). A default of None is the network's own default, or nothing.
 SETTINGS = {
     "network": ("standard", "which network to train; help lists them", {"choices": (*NETWORKS, "help")}),
-    "dataset": (
-        None,
-        "which images to train on (default: mnist; where it can be neither found nor downloaded, digits)",
-        {"choices": DATASETS},
-    ),
-    "data": (
-        None,
-        "your own images instead: a folder of pictures, IDX or .npy files, an .npz or a .csv; docs/data.md says how "
-        "(default: none)",
-        {"metavar": "PATH"},
-    ),
-    "transpose": (False, "swap rows and columns of every image, as EMNIST's own files need", {}),
+    "dataset": (None, "images to train on (default: mnist; digits where it is unavailable)", {"choices": DATASETS}),
+    "data": (None, "your own images instead: a folder or a file; docs/data.md (default: none)", {"metavar": "PATH"}),
+    "transpose": (False, "swap rows and columns of every image", {}),
     "image_size": (
         None,
-        "scale the images to N x N pixels, a multiple of 4 from 8 to 128 (default: the nearest allowed size)",
-        {"type": image_size, "metavar": "N"},
+        "scale images to N x N, 8 to 128 (default: the nearest such size)",
+        {"type": image_size},
     ),
-    "validation_split": (
-        None,
-        "share of the training images to hold out; each epoch is measured on them instead of the test images",
-        {"type": split, "metavar": "SHARE"},
-    ),
-    "epochs": (None, "passes over the training images", {"type": positive_integer, "metavar": "N"}),
-    "batch_size": (None, "images in a training step", {"type": positive_integer, "metavar": "N"}),
-    "learning_rate": (
-        None,
-        "Adam's peak step size: a short warm-up leads to it, a cosine back to 0",
-        {"type": positive_number, "metavar": "RATE"},
-    ),
-    "latent_dim": (None, "latent dimensions, up to 1024", {"type": layer_size, "metavar": "N"}),
-    "hidden_dim": (None, "units of the LSTM, up to 1024", {"type": layer_size, "metavar": "N"}),
-    "prior": (
-        None,
-        "p(z): a mixture of Gaussians that is learned together with the network, or N(0, I)",
-        {"choices": ("mixture", "normal")},
-    ),
-    "components": (
-        None,
-        f"Gaussians in a learned prior, up to 1000 (default: {MOST_COMPONENTS}, but at most one per "
-        f"{IMAGES_PER_COMPONENT} training images)",
-        {"type": component_count, "metavar": "N"},
-    ),
-    "beta": (
-        1.0,
-        "weight of the KL in training; the losses shown are unweighted",
-        {"type": kl_weight, "metavar": "WEIGHT"},
-    ),
-    "importance_samples": (
-        1,
-        "latent vectors for an image in training, up to 100: 1 trains by the ELBO, more by the tighter "
-        "importance-weighted bound; the decoder's work grows as much; the losses shown are the ELBO's",
-        {"type": sample_count, "metavar": "N"},
-    ),
+    "validation_split": (None, "share of the training images that epochs are measured on", {"type": split}),
+    "epochs": (None, "passes over the training images", {"type": positive_integer}),
+    "batch_size": (None, "images in a training step", {"type": positive_integer}),
+    "learning_rate": (None, "Adam's peak step size, after a warm-up and before a cosine", {"type": positive_number}),
+    "latent_dim": (None, "latent dimensions, up to 1024", {"type": layer_size}),
+    "hidden_dim": (None, "units of the LSTM, up to 1024", {"type": layer_size}),
+    "prior": (None, "p(z): a learned mixture of Gaussians, or N(0, I)", {"choices": ("mixture", "normal")}),
+    "components": (None, f"Gaussians in a learned prior (default: {COMPONENTS_TEXT})", {"type": component_count}),
+    "beta": (1.0, "weight of the KL in training; the losses shown are unweighted", {"type": kl_weight}),
+    "importance_samples": (1, "latent vectors for an image; several tighten the bound", {"type": sample_count}),
     "likelihood": ("bernoulli", "the distribution of a pixel, given z", {"choices": ("bernoulli", "gaussian")}),
-    "variance": (0.01, "variance of a Gaussian pixel", {"type": pixel_variance, "metavar": "VARIANCE"}),
+    "variance": (0.01, "variance of a Gaussian pixel", {"type": pixel_variance}),
     "binarize": (False, "draw fresh binary pixels in each epoch (grey pixels otherwise)", {}),
-    "seed": (0, "seed of weights, order and noise, a whole number", {"type": seed, "metavar": "SEED"}),
-    "name": (
-        None,
-        "the run's folder under checkpoints/ (default: NETWORK-DATASET-NNN, the next free number)",
-        {"metavar": "NAME"},
-    ),
+    "seed": (0, "seed of weights, order and noise, a whole number", {"type": seed}),
+    "name": (None, "the run's folder in checkpoints/ (default: NETWORK-DATASET-NNN, the next free number)", {}),
     "save_reconstructions": (False, "save the reconstructions of all training images, as bytes", {}),
-    "precision": (
-        "float32",
-        "number format of the layers; losses are always float32",
-        {"choices": ("float32", "mixed_bfloat16", "mixed_float16")},
-    ),
+    "precision": ("float32", "number format of the layers; losses are always float32", {"choices": PRECISIONS}),
     "tensorboard": (False, "write TensorBoard logs into the run's folder as well", {}),
     "deterministic": (False, "use deterministic operations only (for a GPU; slower)", {}),
 }
@@ -115,15 +74,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if "default:" not in text:
             text += f" (default: {_describe_default(name, default)})"
         parser.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **options)
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        default=argparse.SUPPRESS,
-        metavar="DIR",
-        help="go on with the run in DIR, or with the newest unfinished one, from its last whole epoch; a finished run "
-        "goes on with a larger --epochs, and may then have other --importance-samples (default: a new run)",
-    )
+    text = "go on with the run in DIR, or with the newest unfinished one; a finished run goes on with a larger --epochs"
+    parser.add_argument("--resume", nargs="?", const="", default=argparse.SUPPRESS, metavar="DIR", help=text)
 
 
 def _describe_default(name: str, default: object) -> str:
