@@ -1,0 +1,342 @@
+"""generator.py: what it draws for each flag, that it can be repeated, and what it refuses."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, full_disk, refuse, snapshot
+from PIL import Image
+
+import generator
+from vae import plots
+from vae.data import load
+from vae.data.batches import Batches
+from vae.data.dataset import to_pixels
+from vae.run import Run
+
+SHIPPED = str(ROOT / "checkpoints" / "pretrained")
+
+
+class Spy:
+    """A decoder that notes which latent vectors it decodes."""
+
+    def __init__(self, decoder):
+        self.decoder, self.given = decoder, []
+
+    def __getattr__(self, name):
+        return getattr(self.decoder, name)
+
+    def predict_on_batch(self, z):
+        self.given.append(np.array(z))
+        return self.decoder.predict_on_batch(z)
+
+
+@pytest.fixture
+def spies(monkeypatch) -> list[Spy]:
+    """The decoders that are restored from here on."""
+    spies, load_decoder = [], Run.load_decoder
+    monkeypatch.setattr(Run, "load_decoder", lambda self: spies.append(Spy(load_decoder(self))) or spies[-1])
+    return spies
+
+
+def draw(*arguments: str) -> np.ndarray:
+    """Return the images that generator.py draws."""
+    generator.main([*arguments, "--arrays", "a.npz"])
+    return np.load("a.npz")["images"]
+
+
+def test_a_hundred_digits_on_a_grid(run_copy, here, capsys):
+    generator.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "----- Decoder -----" and lines[1].startswith("z: ")
+    assert lines[-3] == f"-> Checkpoints are restored from {run_copy}"
+    source = r"digits from the learned prior, scale 1, seed \d+"
+    assert re.fullmatch(rf"-> Generation is started\. \({source}\)", lines[-2])
+    assert lines[-1] == "-> Generated images are saved in generated_images.png"
+    with Image.open("generated_images.png") as picture:
+        assert (picture.mode, picture.size) == ("L", (862, 862))
+        grid = np.asarray(picture)
+    digits = grid[2:, 2:].reshape(10, 86, 10, 86)[:, :84, :, :84]
+    assert np.ptp(digits, axis=(1, 3)).min() > 50
+
+
+# The same seed
+
+
+def test_latent_vectors_come_from_the_prior_and_all_batches_have_one_size(run_copy, here, spies):
+    images = draw("--count", "1200", "--scale", "0.7", "--seed", "2")
+    assert images.dtype == np.float32 and images.shape == (1200, 28, 28)
+    (spy,) = spies
+    assert [len(z) for z in spy.given] == [500, 500, 500]
+    z = np.concatenate(spy.given)[:1200]
+    np.testing.assert_array_equal(z, Run.find(None).load_prior().draw(np.random.default_rng([2, 0]), 1200, 0.7))
+    np.testing.assert_allclose(images[700:], spy.decoder.predict_on_batch(z[700:]), atol=1e-6)
+    # Viewers refuse large pictures, so with --arrays the picture has the first 400.
+    np.testing.assert_array_equal(np.asarray(Image.open("generated_images.png")), plots.tile(images[:400], 20))
+
+
+@pytest.mark.parametrize("label", [[], ["--label", "3"]])
+def test_a_larger_count_begins_with_the_same_images(run_copy, here, label):
+    """To the last bit; so do the rows of several labels."""
+    hundred = draw("--seed", "1", "--count", "100", *label)
+    for count in (9, 10):
+        np.testing.assert_array_equal(draw("--seed", "1", "--count", str(count), *label), hundred[:count])
+    if label:
+        rows = draw("--seed", "1", "--label", "8,3", "--columns", "7").reshape(2, 7, 28, 28)
+        np.testing.assert_allclose(rows[1], hundred[:7], atol=1e-6)
+    else:
+        assert not np.isin(draw("--seed", "2", "--count", "100").max(axis=(1, 2)), hundred.max(axis=(1, 2))).any()
+
+
+def test_the_printed_seed_gives_the_same_digits_and_no_seed_gives_others(run_copy, here, capsys):
+    def draw_with_seed(*arguments) -> tuple[np.ndarray, str]:
+        images = draw("--count", "9", *arguments)
+        (seed,) = re.findall(r"seed (\d+)\)", capsys.readouterr().out)
+        return images, seed
+
+    (first, seed), (second, other) = draw_with_seed(), draw_with_seed()
+    assert seed != other and not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, draw_with_seed("--seed", seed)[0])
+
+
+# What is drawn
+
+
+@pytest.mark.parametrize(
+    "arguments, rows, columns",
+    [
+        ("--count 1", 1, 1),
+        ("--count 7 --columns 5", 2, 5),
+        ("--count 2 --columns 50", 1, 2),
+        ("--digit 0123456789", 10, 10),
+        ("--digit 31 --columns 4", 2, 4),
+        ("--label 3 --label 1,0 --count 8", 3, 3),
+        ("--interpolate --count 20 --columns 5", 4, 5),
+        ("--interpolate --label 012 --count 18", 3, 7),
+        ("--manifold --count 8", 3, 3),
+        ("--reconstruct --count 6 --columns 2", 3, 4),
+    ],
+)
+def test_the_grid_is_as_large_as_asked_for(run_copy, here, arguments, rows, columns):
+    images = draw(*arguments.split(), "--output", "g.png")
+    assert images.shape[1:] == (28, 28) and rows * columns - columns < len(images) <= rows * columns
+    grid = np.asarray(Image.open("g.png"))
+    assert grid.shape == (2 + 86 * rows, 2 + 86 * columns) and sorted(os.listdir()) == ["a.npz", "g.png"]
+    np.testing.assert_array_equal(grid, plots.tile(images, columns))
+
+
+def test_the_vectors_of_labels_and_planes(run_copy, here, spies):
+    one = Run.find(None)
+    prior = one.load_prior()
+    generator.main(["--digit", "31", "--columns", "3", "--scale", "0.5", "--seed", "1"])
+    rows = [prior.draw_label(np.random.default_rng([1, 0, 1 + digit]), 3, 0.5, digit) for digit in (3, 1)]
+    np.testing.assert_array_equal(spies[0].given[0][:6], np.concatenate(rows))
+    generator.main(["--manifold", "--count", "9"])
+    first, second = np.argsort(one.config["activity"])[::-1][:2]
+    z = spies[1].given[0][:9].reshape(3, 3, 3)
+    np.testing.assert_allclose(z[0, :, first], z[2, :, first], atol=1e-5)
+    np.testing.assert_allclose(z[:, 0, second], z[:, 2, second], atol=1e-5)
+    assert (np.diff(z[0, :, first]) > 0).all() and (np.diff(z[:, 0, second]) < 0).all()
+
+
+@pytest.mark.parametrize(
+    "flags, names", [([], [None, None]), (["--label", "3,8,1"], [3, 8, 1]), (["--label", "3"], [3, 3])]
+)
+def test_every_row_walks_through_draws_of_the_labels_in_their_order(run_copy, here, spies, flags, names):
+    legs = len(names) - 1
+    generator.main(
+        ["--interpolate", "--seed", "1", "--columns", str(4 * legs + 1), "--count", str(8 * legs + 2), *flags]
+    )
+    rows = spies[0].given[0][: 8 * legs + 2].reshape(2, 4 * legs + 1, 3)
+    prior = Run.find(None).load_prior()
+    for stop, name in enumerate(names):
+        if name is None:
+            wanted = prior.draw(np.random.default_rng([1, stop]), 2)
+        else:
+            wanted = prior.draw_label(np.random.default_rng([1, stop, 1 + name]), 2, 1.0, name)
+        np.testing.assert_allclose(rows[:, 4 * stop], wanted, atol=1e-6)
+    assert (np.abs(np.diff(rows, axis=1)).max(axis=2) > 0).all()  # no stop comes twice
+
+
+def write_own(count: int, name: str = "own.npz") -> np.ndarray:
+    """Write a few images without parts, and return them."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
+    np.savez(name, images=images)
+    return images
+
+
+def test_walks_go_from_one_image_to_the_next(run_copy, here, spies):
+    write_own(4)
+    generator.main(["--interpolate", "--data", "own.npz", "--columns", "5"])
+    rows = spies[0].given[0][:15].reshape(3, 5, 3)
+    np.testing.assert_array_equal(rows[:-1, -1], rows[1:, 0])
+    pairs = draw("--reconstruct", "--data", "own.npz", "--seed", "0").reshape(4, 2, 28, 28)
+    mean, _ = Run.find(None).load_encoder().predict(pairs[:, 0], verbose=0)
+    assert rows[:, 0].shape == mean[:3].shape
+    write_own(1)
+    assert "a walk needs two images" in refuse(generator.main, ["--interpolate", "--data", "own.npz"])
+
+
+def test_own_images_few_as_they_are_are_all_reconstructed(here):
+    """In their order, also a single one."""
+    for count in (5, 1):
+        images = write_own(count)
+        pairs = draw("--checkpoint", SHIPPED, "--reconstruct", "--data", "own.npz").reshape(count, 2, 28, 28)
+        np.testing.assert_array_equal(pairs[:, 0], to_pixels(images))
+
+
+def test_reconstructions_are_beside_their_originals(here):
+    """They are decoded from a posterior sample each, so another seed gives others."""
+    flags = ["--checkpoint", SHIPPED, "--dataset", "digits", "--reconstruct"]
+    pairs = draw(*flags, "--count", "10000", "--seed", "1").reshape(297, 2, 28, 28)
+    test_images = to_pixels(load.load(load.Source("digits")).test_images)
+    np.testing.assert_array_equal(pairs[:, 0], test_images)
+    errors = np.square(pairs[:, None, 0] - pairs[None, :, 1]).sum(axis=(2, 3))
+    assert np.diag(errors).mean() < 0.5 * errors.mean()
+    others = draw(*flags, "--count", "10000", "--seed", "2").reshape(297, 2, 28, 28)
+    assert (np.abs(others[:, 1] - pairs[:, 1]).max(axis=(1, 2)) > 0.01).all()
+    few, fewer = (draw(*flags, "--count", count, "--seed", "1")[::2] for count in ("10", "4"))
+    np.testing.assert_array_equal(fewer, few[:4])  # chosen at random
+
+
+def test_the_encoder_of_a_run_with_binary_pixels_is_shown_binary_pixels(run_copy, here, monkeypatch):
+    """As the network was trained; and so are we."""
+    seen, load_encoder = [], Run.load_encoder
+
+    def load_and_watch(self):
+        encoder = load_encoder(self)
+        predict = encoder.predict
+        monkeypatch.setattr(encoder, "predict", lambda images, **flags: seen.append(images) or predict(images, **flags))
+        return encoder
+
+    monkeypatch.setattr(Run, "load_encoder", load_and_watch)
+    originals = draw("--reconstruct", "--count", "297", "--seed", "4")[::2]
+    test_images = load.load(load.Source("digits")).test_images
+    np.testing.assert_array_equal(originals, Batches(test_images, 500, 4, binarize=True)[0][0])
+    np.testing.assert_array_equal(seen[0], originals)
+    assert set(np.unique(originals)) == {0, 1}
+
+
+# Labels
+
+
+NAMES = [",", ",,+", "-", "+", "cat", "dog", "$$", "猫", "a,b", "10"]
+
+
+@pytest.mark.parametrize(
+    "flags, numbers",
+    [
+        (["--label", ","], [0]),
+        (["--label", ",,+"], [1]),
+        (["--label=-"], [2]),
+        (["--label=-,+"], [2, 3]),
+        (["--label=-+"], [2, 3]),
+        (["--label", "cat,dog"], [4, 5]),
+        (["--label", "a,b", "--digit", "猫"], [8, 7]),
+        (["--digit", "10", "--label", "$$"], [9, 6]),
+        (["--label", "cat", "--label", "cat"], [4]),  # one row
+    ],
+)
+def test_a_text_is_one_label_or_several_between_commas_or_one_in_each_letter(flags, numbers, run_copy):
+    config = json.loads((run_copy / "config.json").read_text(encoding="utf-8"))
+    config["dataset"]["label_names"] = NAMES
+    (run_copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    one, options = Run.find(None), generator.parse([*flags, "--columns", "2", "--seed", "1"])
+    prior = one.load_prior()
+    labels = generator.read_labels(options.label, one, prior)
+    z, _ = generator.plan_digits(prior, labels, options)
+    rows = [prior.draw_label(np.random.default_rng([1, 0, 1 + number]), 2, 1.0, number) for number in numbers]
+    np.testing.assert_array_equal(z[: 2 * len(numbers)], np.concatenate(rows))
+    assert len(z) in (2 * len(numbers), 100)
+    for wrong in ("mouse", "cat,mouse", "", "cat,"):
+        message = refuse(generator.read_labels, [wrong], one, prior)
+        assert message == f"--label {wrong}: this run has the labels {', '.join(NAMES)}; choose from these"
+
+
+# Files
+
+
+def test_walks_move_in_a_loop_and_the_file_is_small(here):
+    for name, flags, frames in (("walk.gif", [], 60), ("walk.webp", ["--label", "3,8", "--count", "4"], 40)):
+        generator.main(["--checkpoint", SHIPPED, "--interpolate", "--seed", "1", "--output", name, *flags])
+        assert 20_000 < Path(name).stat().st_size < 400_000
+        with Image.open(name) as picture:
+            assert picture.n_frames == frames and picture.info["loop"] == 0
+            assert picture.size == ((346, 260) if "gif" in name else (174, 174))
+            shown, times = [], []
+            for number in range(frames):
+                picture.seek(number)
+                shown.append(np.asarray(picture.convert("L")).astype(float))
+                times.append(picture.info["duration"])
+        steps = [np.abs(shown[number] - shown[number - 1]).mean() for number in range(frames)]
+        assert max(steps) < 4 * np.mean(steps)  # also from the last to the first: no jump
+        assert [number for number, time in enumerate(times) if time > 500] == list(range(0, frames, 20))
+
+
+def test_a_folder_gets_a_file_for_each_image(run_copy, here):
+    (here / "old").mkdir()
+    for place in ("new/", "old", "old/"):
+        images = draw("--count", "3", "--seed", "1", "--output", place)
+        names = sorted(path.name for path in Path(place).iterdir())
+        assert names == ["0000.png", "0001.png", "0002.png"]
+        for name, image in zip(names, images, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(Path(place, name))), np.rint(255 * image))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("--digit 3 --output g.txt", r"--output g.txt: pictures of this kind cannot be written; choose \.png"),
+        ("--output g", "--output g: pictures of this kind"),
+        ("--reconstruct --label 3", "--label: it contradicts --reconstruct"),
+        ("--manifold --digit 3", "--label: it contradicts --manifold"),
+        ("--from reconstructions --digit 3", "--label: it contradicts --from"),
+        ("--interpolate --digit 3 --dataset digits", "--label: it contradicts --data and --dataset"),
+        ("--digit 31 --count 8 --columns 3", "--columns: each of several labels has a row"),
+        ("--dataset digits", "--data and --dataset: only --reconstruct and --interpolate read images"),
+        ("--data x.npz --manifold", "--data and --dataset: only --reconstruct"),
+        ("--from reconstructions", ".*only a run with --save-reconstructions has it"),
+        ("--output nowhere/g.png", "--output nowhere.g.png: no such folder"),
+        ("--output nowhere/g/", "--output nowhere.g: no such folder"),
+        ("--arrays file/a.npz", "--arrays file.a.npz: no such folder"),
+        ("--arrays .", r"--arrays \. cannot be written"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused_and_nothing_is_written(run_copy, here, arguments, words):
+    (here / "file").write_text("a file")
+    before = snapshot(here)
+    assert re.match(words, refuse(generator.main, arguments.split()))
+    assert snapshot(here) == before
+
+
+def test_a_decoder_alone_is_enough_for_a_run_without_a_learned_prior(run_copy, here, monkeypatch, capsys):
+    """Neither the encoder nor images are needed, and no prior.npz where the prior is N(0, I)."""
+    monkeypatch.setattr(load, "load_shown", None)
+    for path in run_copy.iterdir():
+        if path.name not in ("config.json", "decoder.keras"):
+            path.unlink()
+    assert "prior.npz is missing" in refuse(generator.main, [])
+    config = json.loads((run_copy / "config.json").read_text())
+    config["settings"]["prior"] = "normal"
+    (run_copy / "config.json").write_text(json.dumps(config))
+    for flags in ([], ["--interpolate"], ["--manifold"]):
+        generator.main(["--count", "4", *flags])
+    assert "(digits from N(0, I), scale 1, seed" in capsys.readouterr().out
+    assert "--label: the prior of this run has no labels" in refuse(generator.main, ["--digit", "3"])
+    assert os.listdir() == ["generated_images.png"]
+
+
+def test_a_full_disk_leaves_the_old_pictures(run_copy, here):
+    (here / "folder" / "0001.png").mkdir(parents=True)
+    for name in ("g.png", "a.npz", "g.gif"):
+        (here / name).write_text("old")
+    before = snapshot(here)
+    with full_disk(6000):
+        for flags in ("--output g.png", "--output g.png --arrays a.npz", "--interpolate --output g.gif"):
+            message = refuse(generator.main, flags.split())
+            assert flags.split()[-1] in message and "cannot be written" in message
+        assert snapshot(here) == before
+    assert "folder cannot be written (Is a directory)" in refuse(generator.main, ["--output", "folder"])
