@@ -1,4 +1,4 @@
-"""What `fit` calls in an epoch: the log, the saving, and the stop at a loss that is not finite."""
+"""What `fit` calls in an epoch: the log, the saving, the frames, and the stop at a loss that is not finite."""
 
 from types import SimpleNamespace
 
@@ -8,8 +8,8 @@ import pytest
 from keras import layers, ops
 
 import model
-from vae import callbacks, terminal
-from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
+from vae import callbacks, plots, terminal
+from vae.callbacks import LogAndSave, StopAtNonFinite
 from vae.data.batches import Batches
 from vae.run import LOSSES, Run
 from vae.terminal import UserError
@@ -19,17 +19,22 @@ SIDES = (4, 4)
 
 
 class StubRun(Run):
-    """A run that saves nothing but its rows, and calls `saved` after each."""
+    """A run that saves nothing but its rows and frames, and calls `saved` after each."""
 
-    def __init__(self, rows: int = 0, validation_split: float = 0.0, saved=lambda: None):
-        super().__init__(SimpleNamespace(), config={"dataset": {"validation_images": round(10 * validation_split)}})
-        self.saved = saved
+    def __init__(self, rows: int = 0, validation: int = 0, beta: float = 1.0, saved=lambda: None):
+        settings = SimpleNamespace(seed=0, beta=beta, tensorboard=False)
+        super().__init__(settings, config={"dataset": {"validation_images": validation}})
+        self.saved, self.pictures = saved, []
         for epoch in range(1, rows + 1):
             self.rows.append(self.make_row([50.0 - epoch] * 6, 1.0, 10.0 * epoch))
 
-    def save_epoch(self, vae, row):
+    def save_epoch(self, vae, row, frame):
         self.rows.append(row)
+        self.frames.append(frame)
         self.saved()
+
+    def write_picture(self, name, write, picture):
+        self.pictures.append((name, picture))
 
 
 @pytest.fixture
@@ -49,14 +54,14 @@ def vae():
 
 
 def fit(vae, images, test_images, run: Run, epochs: int = 1) -> list[dict]:
-    """Fit with all callbacks, as main.py does, and return the rows."""
+    """Fit as main.py does, and return the rows."""
     batches = Batches(images, 10, seed=0, shuffle=True)
     vae.fit(
         batches,
         epochs=epochs,
         initial_epoch=len(run.rows),
         validation_data=Batches(test_images, 10, seed=0),
-        callbacks=[Reseed(batches, 0), StopAtNonFinite(run), LogAndSave(run)],
+        callbacks=callbacks.make(run, batches, images[:3]),
         shuffle=False,
         verbose=0,
     )
@@ -69,7 +74,8 @@ def fit(vae, images, test_images, run: Run, epochs: int = 1) -> list[dict]:
 def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, images, capsys):
     vae.optimizer.learning_rate = 0.0  # so that the model of every batch is the same
     printed = []
-    rows = fit(vae, images, images[:15], StubRun(saved=lambda: printed.append(capsys.readouterr().out)), epochs=2)
+    run = StubRun(saved=lambda: printed.append(capsys.readouterr().out))
+    rows = fit(vae, images, images[:15], run, epochs=2)
     printed.append(capsys.readouterr().out)
     assert [row["epoch"] for row in rows] == [1, 2] and printed[0] == ""
     for row, line in zip(rows, printed[1:], strict=True):
@@ -81,25 +87,27 @@ def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, 
         for prefix, part in (("", images), ("test_", images[:15])):
             general, reconstruction, kl = (row[prefix + name] for name in LOSSES)
             assert general == pytest.approx(reconstruction + kl, abs=2e-4)
-            assert kl == pytest.approx(
-                np.mean(ops.convert_to_numpy(vae.prior.kl_loss(*vae.encoder(part), None))), abs=1e-4
-            )
+            exact = np.mean(ops.convert_to_numpy(vae.prior.kl_loss(*vae.encoder(part), None)))
+            assert kl == pytest.approx(exact, abs=1e-4)
+    ((name, grid),) = run.pictures  # what the network learns from: the first batch, each pixel thrice
+    assert (name, grid.shape) == ("training_images.png", (16, 114))
 
 
-def test_times_and_progress_of_a_resumed_run(monkeypatch, capsys):
+def test_times_and_progress_of_a_resumed_run(vae, monkeypatch, capsys):
     class Bar(callbacks.tqdm):
         def __init__(self, **options):
             super().__init__(**options | {"disable": False, "file": SimpleNamespace(write=len, flush=str)})
 
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    run = StubRun(rows=2, validation_split=0.2)  # 20 s so far
-    log = LogAndSave(run)
-    log.set_params({"steps": 3, "epochs": 100})
-    losses = dict(zip(LOSSES, (3.00004, 2.0, 1.0), strict=True))
     monkeypatch.setattr(callbacks, "tqdm", Bar)
+    run = StubRun(rows=2, validation=300)  # 20 s so far
+    log = LogAndSave(run, None, np.zeros((3, *SIDES), np.float32))
+    log.set_params({"steps": 3, "epochs": 100})
+    log.set_model(vae)
+    losses = dict(zip(LOSSES, (3.00004, 2.0, 1.0), strict=True))
     log.on_train_begin()
-    assert (log._bar.total, log._bar.n) == (300, 6)
+    assert (log._bar.total, log._bar.n, run.pictures) == (300, 6, [])
     clock.now += 1
     log.on_epoch_begin(2)
     for last_step, done in ((1, 8), (3, 9)):  # two steps a call: Keras counts the fourth, which does not exist
@@ -109,7 +117,7 @@ def test_times_and_progress_of_a_resumed_run(monkeypatch, capsys):
     assert str(log._bar).startswith("Epoch 3/100: ") and "general=3.00, reconstruction=2.00, kl=1.00" in str(log._bar)
     clock.now += 7  # the images that are held out
     log.on_epoch_end(2, losses | {f"val_{name}": 2 * value for name, value in losses.items()})
-    log.close()
+    log.on_train_end()
     names = ["epoch", *LOSSES, *(f"val_{name}" for name in LOSSES), "seconds", "elapsed"]
     assert run.rows[-1] == dict(zip(names, (3, 3.0, 2.0, 1.0, 6.0001, 4.0, 2.0, 10.0, 38.0), strict=True))
     assert capsys.readouterr().out == (
@@ -118,11 +126,25 @@ def test_times_and_progress_of_a_resumed_run(monkeypatch, capsys):
     )
 
 
+def test_a_frame_has_the_same_noise_after_every_epoch(vae, images, monkeypatch):
+    monkeypatch.setattr(plots, "training_frame", lambda *parts: parts)
+    vae.prior = model.MixturePrior(4, 2)
+    log = LogAndSave(StubRun(), None, images[:3])
+    log.set_model(vae)
+    draws, originals, reconstructions = log._draw_frame()
+    assert draws.shape == (25, *SIDES) and originals is log._shown and reconstructions.shape == (3, *SIDES)
+    assert len(np.unique(draws.round(4), axis=0)) == 25
+    for one, other in zip((draws, reconstructions), log._draw_frame()[::2], strict=True):
+        np.testing.assert_array_equal(one, other)
+    vae.prior.means.assign(vae.prior.means + 1)  # each draw follows its Gaussian
+    moved = log._draw_frame()
+    assert not np.isclose(moved[0], draws).any() and np.array_equal(moved[2], reconstructions)
+
+
 # The stop
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("where", ["training", "test"])
+@pytest.mark.parametrize("where, bad", [("training", np.nan), ("test", np.inf)])
 def test_an_epoch_whose_loss_is_not_finite_is_not_saved(vae, images, capsys, where, bad):
     harmed = np.where(np.arange(COUNT)[:, None, None] == 3, bad, images).astype(np.float32)
     run = StubRun()
@@ -133,25 +155,24 @@ def test_an_epoch_whose_loss_is_not_finite_is_not_saved(vae, images, capsys, whe
     assert run.rows == [] and capsys.readouterr().out == ""
 
 
-def test_the_epoch_before_the_bad_one_is_saved(vae, images):
+def test_the_epoch_before_the_bad_one_is_saved_and_a_large_beta_is_named(vae, images):
     weight = vae.decoder.trainable_variables[0]
-    run = StubRun(saved=lambda: weight.assign(np.full(weight.shape, np.nan, np.float32)))
-    with pytest.raises(UserError, match=r"epoch 2.*the epoch before it is saved"):
+    run = StubRun(beta=2.0, saved=lambda: weight.assign(np.full(weight.shape, np.nan, np.float32)))
+    with pytest.raises(UserError, match=r"epoch 2.*the epoch before it is saved; try a smaller --beta"):
         fit(vae, images, images[:5], run, epochs=3)
     assert [row["epoch"] for row in run.rows] == [1]
 
 
 @pytest.mark.parametrize("part", ["weights", "optimizer"])
-def test_weights_and_averages_that_are_not_finite_end_the_run_though_the_losses_are(part):
-    good, bad = keras.Variable([1.0, 2.0]), keras.Variable([1.0, np.inf])
-    parts = {"weights": [good, bad if part == "weights" else good]}
-    optimizer = SimpleNamespace(variables=[good, bad if part == "optimizer" else good])
+def test_weights_and_averages_that_are_not_finite_end_the_run_though_the_losses_are(vae, part):
     stop = StopAtNonFinite(StubRun())
-    stop.set_model(SimpleNamespace(**parts, optimizer=optimizer))
+    vae.optimizer.build(vae.trainable_variables)
+    stop.set_model(vae)
+    stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
+    variable = vae.weights[-1] if part == "weights" else vae.optimizer.variables[-1]
+    variable.assign(np.full(variable.shape, np.inf, np.float32))
     with pytest.raises(UserError, match=r"the weights.* in epoch 1, by its end; nothing was saved"):
         stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
-    optimizer.variables = stop.model.weights = [good]
-    stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
 
 
 def test_the_step_that_is_named_is_one_that_exists():

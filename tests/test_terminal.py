@@ -1,13 +1,13 @@
 """The command line and the terminal: flags, errors in one line, signals, a quiet import of Keras."""
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,14 +34,11 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     "read, good, bad",
     [
-        (
-            terminal.positive_integer,
-            {"1": 1, "1000000": 10**6},
-            ["0", "-1", "1e3", "1000001", "9" * 400, "", "two", "2.5"],
-        ),
+        (terminal.positive_integer, {"1": 1, "1000000": 10**6}, ["0", "1e3", "1000001", "9" * 400, "", "two", "2.5"]),
         (terminal.positive_number, {"1e-3": 0.001, "5": 5}, ["0", "-0.0", "nan", "inf", "1e999", "x"]),
         (terminal.non_negative_number, {"0": 0, "2.5": 2.5}, ["-1", "-1e-9", "nan", "inf"]),
         (terminal.seed, {"0": 0, "4294967295": 2**32 - 1}, ["-1", "4294967296", "1.5", "9" * 5000]),
+        (terminal.number(int, "a multiple of 4", 8, 16, step=4), {"8": 8, "16": 16}, ["4", "10", "20"]),
     ],
 )
 def test_numbers_are_read_from_the_least_to_the_most(read, good, bad):
@@ -60,11 +57,14 @@ def test_a_wrong_flag_is_one_line_with_status_2(capsys):
     assert caught.value.code == 2 and capsys.readouterr() == ("", line)
 
 
-def test_paths_are_shown_as_one_would_type_them(tmp_path, monkeypatch):
+def test_paths_are_read_and_shown_as_one_would_type_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert terminal.shown(tmp_path / "runs" / "a") == os.path.join("runs", "a")
     assert terminal.shown(tmp_path.parent / "a") == str(tmp_path.parent / "a")
     assert terminal.as_path("~/a") == Path.home() / "a"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as Python does where there is no home
+    assert terminal.as_path("a/~") == Path("a/~")
+    assert "~/x.npz: there is no home folder for ~; set HOME" in refuse(terminal.as_path, "~/x.npz")
     monkeypatch.setattr(os.path, "relpath", int)  # a ValueError, as on Windows for another drive
     assert terminal.shown("D:\\a") == "D:\\a"
 
@@ -72,82 +72,51 @@ def test_paths_are_shown_as_one_would_type_them(tmp_path, monkeypatch):
 # Errors
 
 
-def test_a_user_error_is_one_line_with_status_1_and_no_traceback():
+def test_what_the_user_can_mend_is_one_line_and_a_defect_shows_its_traceback():
     assert end(run("terminal.run(lambda: print('done'))")) == (0, "done\n", "")
     code = "def main(): raise terminal.UserError('a\\nfile: no\\r\\nsuch file')\nterminal.run(main)"
     assert end(run(code)) == (1, "", "main.py: a file: no such file\n")
+    status, _, error = end(run("def fail(): raise ValueError('a bad thing')\nterminal.run(fail)"))
+    assert status == 1 and error.startswith("Traceback") and error.endswith("in fail\nValueError: a bad thing\n")
 
 
 @pytest.mark.parametrize("size", [10, 100_000])  # what waits in Python's buffer until the end, and what does not
 def test_output_that_nobody_takes(size):
-    code = f"terminal.run(lambda: print('x' * {size}))"
     reader, writer = os.pipe()
     os.close(reader)
-    process = run(code, stdout=writer)
+    process = run(f"terminal.run(lambda: print('x' * {size}))", stdout=writer)
     os.close(writer)
     assert end(process)[::2] == (141, "")
-    if os.path.exists("/dev/full"):
-        with open("/dev/full", "w") as full:
-            status, _, error = end(run(code, stdout=full))
-        assert status == 1 and error.startswith("main.py: standard output cannot be written (No space left")
-        assert error.count("\n") == 1
-    code = "def main(): raise OSError(5, 'a bad disk')\nterminal.run(main)"  # it may be the disk of the images
-    assert end(run(code)) == (1, "", "main.py: [Errno 5] a bad disk\n")
 
 
-@pytest.fixture
-def quiet_run(monkeypatch):
-    """terminal.run within this process: without its handlers of signals."""
-    monkeypatch.setattr(signal, "signal", lambda *given: None)
-    monkeypatch.setattr(sys, "argv", ["/a/main.py"])
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-
-    def run_here(main) -> int | str | None:
-        with pytest.raises(SystemExit) as caught:
-            terminal.run(main)
-        return caught.value.code
-
-    return run_here
-
-
-def test_an_unexpected_exception_is_one_line_that_names_the_file_of_its_traceback(quiet_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-    def fail():
-        assert os.environ["MPLBACKEND"] == "agg"
-        raise ValueError("ä bad thing\nwith details")
-
-    line = quiet_run(fail)
-    (path,) = tmp_path.iterdir()
-    assert line == f"main.py: ValueError: ä bad thing; please report it, with the file {path}"
-    text = path.read_text(encoding="utf-8")
-    assert "Traceback" in text and "in fail" in text and text.endswith("ValueError: ä bad thing\nwith details\n")
-
-
-def test_where_no_traceback_can_be_written_the_line_says_so(quiet_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    line = quiet_run(lambda: [][0])
-    assert line.startswith("main.py: IndexError: list index out of range; ") and "set TMPDIR" in line
-
-
-def test_what_the_encoding_of_the_terminal_lacks_is_escaped_and_missing_streams_are_replaced(quiet_run, monkeypatch):
-    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", ascii_only)
-    monkeypatch.setattr(sys, "stderr", None)
+def test_a_script_inside_another_program_leaves_all_as_it_was(monkeypatch):
+    """As in Jupyter and IDLE: its streams cannot be reconfigured, and the handlers of signals are its own."""
+    inline = "module://matplotlib_inline.backend_inline"
+    monkeypatch.setenv("MPLBACKEND", inline)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    seen, out = [], io.StringIO()
 
     def main():
-        print("93.1 ± 0.2, 数")
-        print("nobody reads this", file=sys.stderr)
+        seen.append((os.environ["MPLBACKEND"], signal.getsignal(signal.SIGINT)))
+        print("done")
+        if stop is not None:
+            raise stop
 
-    assert quiet_run(main) == 0
+    for stop in (None, terminal.UserError("no"), KeyboardInterrupt(), ValueError()):
+        ends = contextlib.nullcontext() if stop is None else pytest.raises((SystemExit, ValueError))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), ends:
+            terminal.run(main)
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+        assert os.environ["MPLBACKEND"] == inline
+    assert out.getvalue() == 4 * "done\n" and {backend for backend, _ in seen} == {"agg"}
+    assert handlers[0] not in [handler for _, handler in seen]
+
+
+def test_what_the_encoding_of_the_terminal_lacks_is_escaped(monkeypatch):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    terminal.run(lambda: print("93.1 ± 0.2, 数"))
     assert ascii_only.buffer.getvalue() == rb"93.1 \xb1 0.2, \u6570" + os.linesep.encode()
-    sys.stderr.close()
-
-
-def test_where_there_is_no_home_a_path_in_it_is_refused(monkeypatch):
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as Python does then
-    assert terminal.as_path("a/~") == Path("a/~")
-    assert "~/x.npz: there is no home folder for ~; set HOME" in refuse(terminal.as_path, "~/x.npz")
 
 
 # Signals
@@ -221,43 +190,21 @@ def test_keras_is_imported_without_notices_and_with_one_dnn_unless_the_user_says
 
 
 def test_a_backend_that_is_not_there_is_refused(monkeypatch):
+    for given in ("", "TensorFlow"):
+        monkeypatch.setenv("KERAS_BACKEND", given)
+        assert terminal.find_backend() == "tensorflow"
     monkeypatch.setenv("KERAS_BACKEND", "theano")
-    assert "KERAS_BACKEND=theano: there is no such backend; set it to tensorflow, jax, torch" in refuse(
-        terminal.import_keras
-    )
+    message = refuse(terminal.import_keras)
+    assert "KERAS_BACKEND=theano: there is no such backend; set it to tensorflow, jax, torch" in message
     monkeypatch.setenv("KERAS_BACKEND", "JAX")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "KERAS_BACKEND=jax: it is not installed; pip install jax" in refuse(terminal.import_keras)
 
 
-def test_an_operation_keeps_to_one_core_where_each_core_has_a_shard(monkeypatch, plain_keras):
-    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
-    terminal.import_keras()
-    assert "TF_NUM_INTRAOP_THREADS" not in os.environ
-    terminal.import_keras(in_shards=True)
-    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "1"
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")  # the user's own
-    terminal.import_keras(in_shards=True)
-    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "3"
-
-
-@pytest.mark.parametrize("given", ["", "TensorFlow"])
-def test_a_backend_may_be_empty_or_in_capitals(monkeypatch, given):
-    monkeypatch.setenv("KERAS_BACKEND", given)
-    assert terminal.find_backend() == "tensorflow"
-
-
 @pytest.mark.parametrize("home", [None, "/somewhere"])
 def test_keras_json_is_not_read_and_keras_home_stays(monkeypatch, home, plain_keras):
     monkeypatch.delenv("KERAS_HOME") if home is None else monkeypatch.setenv("KERAS_HOME", home)
-    monkeypatch.delenv("KERAS_BACKEND", raising=False)
     monkeypatch.setattr(terminal, "find_devices", lambda: seen.append(os.environ["KERAS_HOME"]))
     seen = []
     assert terminal.import_keras() is plain_keras
     assert os.environ.get("KERAS_HOME") == home and not Path(seen[0]).parent.is_dir()
-
-
-def test_tensorflow_uses_one_dnn_where_it_is_asked_to(plain_keras):
-    test_util = pytest.importorskip("tensorflow.python.framework.test_util")
-    if sys.platform == "linux" and os.uname().machine == "x86_64":  # elsewhere it is built in, or not
-        assert test_util.IsMklEnabled()  # conftest.py asks for it
