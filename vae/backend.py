@@ -14,7 +14,7 @@ def prepare(options: Namespace):
     On exactly two cores a batch is computed in two shards, and then each operation of TensorFlow keeps to one core: so
     it was measured (docs/speed.md). Elsewhere TensorFlow uses all cores as it likes.
     """
-    suits_shards = NETWORKS[options.network].in_shards and options.batch_size >= SMALLEST_BATCH
+    suits_shards = NETWORKS[options.network].in_shards and options.batch_size >= SMALLEST_BATCH and options.shards != 1
     in_shards = suits_shards and parallel.count_cores() == 2 and terminal.find_backend() == "tensorflow"
     keras = terminal.import_keras(threads=1 if in_shards else None)
     if options.shards is None:  # a resumed run keeps what it has, as its noise depends on it
