@@ -1,0 +1,145 @@
+"""What depends on the backend and the processor: two shards of a batch compute what the whole batch does."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import model
+from vae import backend, parallel
+from vae.networks import NETWORKS
+from vae.settings import complete
+
+SIDES = (8, 8)
+IN_SHARDS = [name for name, network in NETWORKS.items() if network.in_shards]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(4)
+
+
+def build(name: str, shards: int, **settings) -> model.VAE:
+    """Build a VAE for small images, always with the same weights."""
+    keras.utils.set_random_seed(1)
+    prior = model.MixturePrior(3, 5) if name == "standard" else model.NormalPrior()
+    return backend.choose_vae(shards)(NETWORKS[name].build(SIDES, 6, 5), prior, **settings)
+
+
+def to_numpy(tensors) -> list[np.ndarray]:
+    return [ops.convert_to_numpy(tensor) for tensor in tensors]
+
+
+def train(vae: model.VAE, images: np.ndarray) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Return the losses of one training step and its gradients."""
+    before = to_numpy(vae.trainable_variables)
+    vae.compile(keras.optimizers.SGD(1.0), run_eagerly=True)
+    losses = vae.train_on_batch(images, return_dict=True)
+    return losses, [old - new for old, new in zip(before, to_numpy(vae.trainable_variables), strict=True)]
+
+
+@pytest.mark.parametrize("name, count, samples", [*((name, 7, 1) for name in IN_SHARDS), ("dense", 2, 3)])
+def test_two_shards_have_the_losses_and_gradients_of_the_whole_batch(name, count, samples, monkeypatch, rng):
+    noise, place = rng.standard_normal((50, 3, 5), np.float32), [0]
+
+    def normal(shape, seed):  # the image at each place in a batch has the same noise, in one call or in several
+        place[0] += int(shape[0])
+        return ops.convert_to_tensor(noise[place[0] - int(shape[0]) : place[0], : shape[1]])
+
+    monkeypatch.setattr(keras.random, "normal", normal)
+    images, results, single = rng.random((count, *SIDES), np.float32), [], []
+    for shards in (1, 2):
+        vae = build(name, shards, beta=2.0 if samples == 1 else 1.0, variance=0.1, importance_samples=samples)
+        for layer in vae.encoder.layers:
+            if isinstance(layer, layers.Dropout):
+                layer.rate = 0.0  # its noise cannot be the same
+        place[0] = 0
+        single.append(to_numpy(vae(images[:1])))  # one image cannot be divided, and is only measured
+        place[0] = 0
+        results.append(train(vae, images))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    for theirs, ours in zip(results[0][1], results[1][1], strict=True):
+        assert np.abs(theirs).max() > 0
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * max(1e-2, np.abs(theirs).max()))
+    for theirs, ours in zip(*single, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_shards_have_noise_of_their_own_and_all_of_it_is_a_function_of_the_keys(rng):
+    vae = build("readout", shards=2)
+    images = np.tile(rng.random((1, *SIDES), np.float32), (50, 1, 1))
+
+    def step(*keys):
+        vae.reseed(*keys)
+        return to_numpy(vae(images, training=True))
+
+    first = step(1, 2)
+    assert len(np.unique(first[3])) > 45  # log_ratio
+    assert all(map(np.array_equal, first, step(1, 2)))
+    other = step(1, 3)
+    assert not any(np.array_equal(first[index], other[index]) for index in (0, 1, 3))  # the KL has no noise
+
+
+@pytest.mark.parametrize(
+    "given, machine, shards",
+    [
+        ({}, (2, "tensorflow"), 2),
+        ({}, (4, "tensorflow"), 1),
+        ({}, (1, "tensorflow"), 1),
+        ({}, (2, "jax"), 1),
+        ({"batch_size": 49}, (2, "tensorflow"), 1),
+        ({"network": "batchnorm"}, (2, "tensorflow"), 1),
+        ({"shards": 2}, (4, "tensorflow"), 2),  # a resumed run keeps what it has: its noise depends on it
+        ({"shards": 1}, (2, "tensorflow"), 1),
+    ],
+)
+def test_shards_and_one_thread_an_operation_on_two_cores_alone(given, machine, shards, monkeypatch, plain_keras):
+    monkeypatch.setattr(parallel, "count_cores", lambda: machine[0])
+    monkeypatch.setattr(backend.terminal, "find_backend", lambda: machine[1])
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
+    options = complete({"components": 3} | given)
+    backend.prepare(options)
+    assert options.shards == shards
+    assert os.environ.get("TF_NUM_INTRAOP_THREADS") == ("1" if (shards, machine[0]) == (2, 2) else None)
+
+
+def test_the_users_own_threads_stay_and_a_gpu_has_no_shards(monkeypatch, plain_keras):
+    monkeypatch.setattr(parallel, "count_cores", lambda: 2)
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda kind=None: ["gpu:0"])
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    options = complete({})
+    backend.prepare(options)
+    assert (os.environ["TF_NUM_INTRAOP_THREADS"], options.shards) == ("3", 1)
+
+
+def test_the_cores_that_the_process_may_use_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 7}, raising=False)
+    assert parallel.count_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert parallel.count_cores() == 12
+
+
+def test_the_model_is_prepared_and_compiled_as_the_settings_say(monkeypatch, plain_keras):
+    tensorflow = pytest.importorskip("tensorflow")
+    asked = []
+    monkeypatch.setattr(tensorflow.config.experimental, "enable_op_determinism", lambda: asked.append(True))
+    backend.prepare(complete({}))
+    assert asked == []
+    backend.prepare(complete({"deterministic": True, "precision": "mixed_float16"}))
+    assert asked == [True] and keras.config.dtype_policy().name == "mixed_float16"
+
+    def compile_vae(**given) -> model.VAE:
+        vae = build("dense", 1)
+        backend.compile_vae(vae, keras.optimizers.Adam(0.1), complete(given))
+        return vae
+
+    plain, scaled = compile_vae(), compile_vae(precision="mixed_float16")
+    assert type(plain.optimizer).__name__ == "Adam" and plain.optimizer.built
+    assert type(scaled.optimizer).__name__ == "LossScaleOptimizer"  # or small gradients would be zero
+    assert (plain.jit_compile, plain.steps_per_execution) == (keras.backend.backend() == "jax", 10)
+    calls = [compile_vae(**given).steps_per_execution for given in ({"batch_size": 300}, {"batch_size": 5000})]
+    assert calls == [3, 1] and compile_vae(importance_samples=5).steps_per_execution == 2
