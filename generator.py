@@ -1,9 +1,9 @@
 """Draw new digits from a trained decoder: python generator.py (see python generator.py --help)."""
 
-import argparse
 import math
 import os
 import secrets
+from argparse import Namespace
 
 import numpy as np
 
@@ -22,7 +22,7 @@ MOVING = (".gif", ".webp")
 SHOWN = 400  # images in the picture where --arrays has them all; viewers refuse a picture of 100,000
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     parser = terminal.Parser(description="Draw new digits from a trained decoder, on one grid.")
     add = parser.add_argument
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     write(images, columns, options)
 
 
-def check(options: argparse.Namespace) -> None:
+def check(options: Namespace) -> None:
     """Find out what is to be written; refuse flags that contradict each other."""
     place = terminal.as_path(options.output)
     options.in_folder = options.output.endswith(("/", os.sep)) or place.is_dir()
@@ -74,21 +74,21 @@ def check(options: argparse.Namespace) -> None:
     options.output = place if place.is_dir() else files.check_place("--output", options.output)
     if options.arrays is not None:
         options.arrays = files.check_place("--arrays", options.arrays)
-    has_images = options.data or options.dataset or options.transpose
-    if has_images and not options.reconstruct and not options.interpolate:
+    options.own = options.data or options.dataset or options.transpose
+    if options.own and not options.reconstruct and not options.interpolate:
         raise UserError("--data and --dataset: only --reconstruct and --interpolate read images; leave them out")
     others = {"--manifold": options.manifold, "--reconstruct": options.reconstruct, "--from": options.source}
-    for other, given in (others | {"--data and --dataset": has_images}).items():
+    for other, given in (others | {"--data and --dataset": options.own}).items():
         if options.label and given:
             raise UserError(f"--label: it contradicts {other}; leave one of them out")
 
 
-def pick(run: Run, options: argparse.Namespace) -> tuple[np.ndarray, int]:
+def pick(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
     """Choose saved reconstructions at random: images (n, H, W), and the columns of their grid."""
     images = run.load_reconstructions()
     chosen = choose(len(images), options.count or COUNT, options.seed)
     announce(run, "reconstructions of training images", options)
-    return to_pixels(images[chosen]), options.columns or math.ceil(math.sqrt(len(chosen)))
+    return to_pixels(images[chosen]), options.columns or find_side(len(chosen))
 
 
 def choose(available: int, count: int, seed: int) -> np.ndarray:
@@ -96,37 +96,39 @@ def choose(available: int, count: int, seed: int) -> np.ndarray:
     return np.arange(available) if count >= available else np.random.default_rng(seed).permutation(available)[:count]
 
 
-def announce(run: Run, what: str, options: argparse.Namespace) -> None:
+def find_side(count: int) -> int:
+    """Return the columns of the smallest square grid that has room for so many images."""
+    return math.ceil(math.sqrt(count))
+
+
+def announce(run: Run, what: str, options: Namespace) -> None:
     """Print what is drawn, and from which run."""
     print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {run.folder}")
     print(f"-> Generation is started. ({what}, seed {options.seed})", flush=True)
 
 
-def draw(run: Run, options: argparse.Namespace) -> tuple[np.ndarray, int]:
+def draw(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
     """Choose latent vectors (n, D) as the flags say, and decode them: images (n, H, W), and the columns of a grid."""
     prior = run.load_prior()
     labels = read_labels(options.label or [], run, prior)
-    has_images = options.reconstruct or options.data or options.dataset
-    dataset = report.load_shown_images(run, options) if has_images else None
+    dataset = report.load_shown_images(run, options) if options.reconstruct or options.own else None
     terminal.import_keras()
     decoder = run.load_decoder()
     report.print_decoder(decoder)
-    pixels, mean, log_var = encode(run, dataset, options) if has_images else (None, None, None)
-    source = f"digits from {'N(0, I)' if prior.is_normal else 'the learned prior'}, scale {options.scale:g}"
+    pixels, mean, log_var = encode(run, dataset, options) if dataset else (None, None, None)
+    digits = f"digits from {'N(0, I)' if prior.is_normal else 'the learned prior'}, scale {options.scale:g}"
     if options.reconstruct:
-        what, z = (
-            "reconstructions of test images",
-            sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed)),
-        )
-        columns = options.columns or math.ceil(math.sqrt(len(z)))
+        what = "reconstructions of test images"
+        z = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
+        columns = options.columns or find_side(len(z))
     elif options.interpolate:
-        what = f"walks between {'images' if has_images else source}"
+        what = f"walks between {'images' if dataset else digits}"
         z, columns = plan_walks(prior, labels, mean, options)
     elif options.manifold:
         what = "the latent plane"
         z, columns = plan_plane(run, prior, options)
     else:
-        what = source
+        what = digits
         z, columns = plan_digits(prior, labels, options)
     announce(run, what, options)
     images = decode(decoder, z)
@@ -149,7 +151,7 @@ def read_labels(texts: list[str], run: Run, prior: Mixture) -> list[int]:
     return labels
 
 
-def encode(run: Run, dataset: Dataset, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def encode(run: Run, dataset: Dataset, options: Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose test images at random. Return them as the encoder sees them, and mean and log_var (n, D) of q(z|x)."""
     from vae.data.batches import Batches
 
@@ -160,10 +162,10 @@ def encode(run: Run, dataset: Dataset, options: argparse.Namespace) -> tuple[np.
     return pixels, *run.load_encoder().predict(pixels, batch_size=AT_ONCE, verbose=0)
 
 
-def plan_digits(prior: Mixture, labels: list[int], options: argparse.Namespace) -> tuple[np.ndarray, int]:
+def plan_digits(prior: Mixture, labels: list[int], options: Namespace) -> tuple[np.ndarray, int]:
     """Return latent vectors (n, D) drawn at random, a row for each of several labels, and the columns of their grid."""
     count = options.count or COUNT
-    columns = options.columns or math.ceil(math.sqrt(count))
+    columns = options.columns or find_side(count)
     if len(labels) > 1:
         if options.count and options.columns:
             raise UserError("--columns: each of several labels has a row; give --columns or --count, not both")
@@ -172,9 +174,7 @@ def plan_digits(prior: Mixture, labels: list[int], options: argparse.Namespace) 
     return np.concatenate(rows), columns
 
 
-def draw_vectors(
-    prior: Mixture, count: int, label: int | None, options: argparse.Namespace, stop: int = 0
-) -> np.ndarray:
+def draw_vectors(prior: Mixture, count: int, label: int | None, options: Namespace, stop: int = 0) -> np.ndarray:
     """Draw latent vectors (count, D). Each depends on the seed, its label, its number, and the stop of a walk."""
     if label is None:
         return prior.draw(np.random.default_rng([options.seed, stop]), count, options.scale)
@@ -190,34 +190,30 @@ def plan_walks(prior: Mixture, labels: list[int], codes: np.ndarray | None, opti
     """
     if codes is not None and len(codes) < 2:
         raise UserError("--interpolate: a walk needs two images; add one to --data")
-    names = labels * (2 if len(labels) == 1 else 1) or [None] * (3 if options.moves else 2)
-    legs = 1 if codes is not None else len(names) - 1
+    labels = labels * (2 if len(labels) == 1 else 1) or [None] * (3 if options.moves else 2)
+    legs = 1 if codes is not None else len(labels) - 1
     count = options.count or (WALKS if options.moves else COUNT)
-    columns = options.columns or max(math.ceil(math.sqrt(count)), 3 * legs + 1)
+    columns = options.columns or max(find_side(count), 3 * legs + 1)
     rows = count if options.moves else math.ceil(count / columns)
     if codes is None:
-        stops = np.stack([draw_vectors(prior, rows, name, options, stop) for stop, name in enumerate(names)], axis=1)
+        stops = np.stack([draw_vectors(prior, rows, label, options, stop) for stop, label in enumerate(labels)], axis=1)
     else:
-        stops = np.stack([codes[:-1], codes[1:]], axis=1)[:rows]
+        stops = np.stack([codes[:-1], codes[1:]], axis=1)[:rows]  # (rows, legs + 1, D)
     if options.moves:
-        stops = np.concatenate([stops, stops[:, :1]], axis=1)  # (rows, legs + 1, D)
-    size = stops.shape[2]
-    steps = FRAMES if options.moves else math.ceil((columns - 1) / legs)
-    ways = sampling.walk(prior, stops[:, :-1].reshape(-1, size), stops[:, 1:].reshape(-1, size), steps + 1)
-    walks = ways[:, :-1].reshape(len(stops), -1, size)
-    if not options.moves:
-        walks = np.concatenate([walks, stops[:, -1:]], axis=1)
-    return walks.reshape(-1, size), walks.shape[1]
+        walks = sampling.walk(prior, np.concatenate([stops, stops[:, :1]], axis=1), FRAMES)[:, :-1]
+    else:
+        walks = sampling.walk(prior, stops, math.ceil((columns - 1) / legs))
+    return walks.reshape(-1, walks.shape[2]), walks.shape[1]
 
 
-def plan_plane(run: Run, prior: Mixture, options: argparse.Namespace) -> tuple[np.ndarray, int]:
+def plan_plane(run: Run, prior: Mixture, options: Namespace) -> tuple[np.ndarray, int]:
     """Return latent vectors (n, D) of a plane along the two most active dimensions, and the columns."""
     size = prior.means.shape[1]
     if size < 2:
         raise UserError(f"--manifold: {run.folder} has one latent dimension, and a plane needs two")
     activity = run.config.get("activity", [1.0] * size)  # before the end of training there is none
     axes = np.argsort(-np.array(activity), kind="stable")[:2]
-    side = math.ceil(math.sqrt(options.count or COUNT))
+    side = find_side(options.count or COUNT)
     return sampling.lay_plane(prior, side, axes, np.random.default_rng(options.seed)), side
 
 
@@ -235,7 +231,7 @@ def decode(decoder, z: np.ndarray) -> np.ndarray:
     return images
 
 
-def write(images: np.ndarray, columns: int, options: argparse.Namespace) -> None:
+def write(images: np.ndarray, columns: int, options: Namespace) -> None:
     """Write images (n, H, W) as a grid, as an animation or each as a file, and with --arrays as they are."""
     from vae import plots
 
@@ -253,7 +249,7 @@ def write(images: np.ndarray, columns: int, options: argparse.Namespace) -> None
             raise UserError(f"{place} cannot be written ({error.strerror or error}); choose another place") from error
     elif options.moves:
         walks = images.reshape(-1, columns, *images.shape[1:])
-        side = options.columns or math.ceil(math.sqrt(len(walks)))
+        side = options.columns or find_side(len(walks))
         frames = [plots.tile(walks[:, time], side, plots.SMALL) for time in range(columns)]
         with files.replacing(place) as path:
             plots.write_animation(frames, path, [60 if time % FRAMES else 900 for time in range(columns)])

@@ -168,7 +168,7 @@ def test_a_prior_without_labels_is_read(overlapping):
 
 def test_a_walk_in_the_normal_prior_stays_on_the_sphere_between_its_ends():
     starts, ends = np.eye(3)[[0, 1]] * 2, np.eye(3)[[1, 2]] * 2
-    walk = sampling.walk(sampling.make_normal(3), starts, ends, 5)
+    walk = sampling.walk(sampling.make_normal(3), np.stack([starts, ends], axis=1), 4)
     np.testing.assert_allclose(walk[:, 0], starts, atol=1e-6)
     np.testing.assert_allclose(walk[:, -1], ends, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(walk, axis=2), 2, atol=1e-6)
@@ -178,12 +178,11 @@ def test_a_walk_in_the_normal_prior_stays_on_the_sphere_between_its_ends():
 
 def test_a_walk_to_the_same_place_stays_and_one_to_the_opposite_goes_through_the_middle():
     place = np.array([[0.3, -0.4]])
-    np.testing.assert_allclose(
-        sampling.walk(sampling.make_normal(2), place, place, 4), np.tile(place, (1, 4, 1)), atol=1e-6
-    )
-    ends = np.array([[0.6], [-0.2]])  # of one latent dimension
-    walk = sampling.walk(sampling.make_normal(1), ends, -ends, 3)
-    np.testing.assert_allclose(walk, np.stack([ends, 0 * ends, -ends], axis=1), atol=1e-6)
+    walk = sampling.walk(sampling.make_normal(2), np.tile(place, (1, 3, 1)), 2)
+    np.testing.assert_allclose(walk, np.tile(place, (1, 5, 1)), atol=1e-6)
+    stops = np.array([[[0.6], [-0.6]], [[-0.2], [0.2]]])  # of one latent dimension
+    walk = sampling.walk(sampling.make_normal(1), stops, 2)
+    np.testing.assert_allclose(walk[:, :, 0], [[0.6, 0, -0.6], [-0.2, 0, 0.2]], atol=1e-6)
 
 
 def make_clusters(*means: tuple, deviation: float = 0.5) -> Mixture:
@@ -198,7 +197,7 @@ def test_a_walk_in_a_mixture_takes_the_bridge_between_two_clusters():
     bridge = [(6 * np.cos(angle), 6 * np.sin(angle)) for angle in np.linspace(0, np.pi, 16)]  # a half circle
     prior = make_clusters(*bridge)
     starts, ends = np.array([[6.2, 0.1], [-6, 0.3]], np.float32), np.array([[-6.1, -0.2], [0.2, 6]], np.float32)
-    walks = sampling.walk(prior, starts, ends, 40)
+    walks = sampling.walk(prior, np.stack([starts, ends], axis=1), 39)
     assert walks.shape == (2, 40, 2) and walks.dtype == np.float32
     np.testing.assert_allclose(walks[:, 0], starts, atol=1e-5)
     np.testing.assert_allclose(walks[:, -1], ends, atol=1e-5)
@@ -215,22 +214,23 @@ def test_a_walk_crosses_a_desert_where_it_must():
     rng = np.random.default_rng(0)
     left, right = rng.normal((-50, 0), 0.2, (30, 2)), rng.normal((50, 0), 0.2, (30, 2))
     prior = make_clusters(*left, *right, deviation=0.01)
-    (walk,) = sampling.walk(prior, prior.means[:1], prior.means[-1:], 9)
+    (walk,) = sampling.walk(prior, prior.means[None, [0, -1]], 8)
     np.testing.assert_allclose(walk[[0, -1]], prior.means[[0, -1]], atol=1e-4)
     assert np.isfinite(walk).all() and np.ptp(walk[:, 1]) < 2  # nearly straight
-    (still,) = sampling.walk(prior, prior.means[:1], prior.means[:1], 4)
+    (still,) = sampling.walk(prior, prior.means[None, [0, 0]], 3)
     np.testing.assert_allclose(still, np.tile(prior.means[0], (4, 1)), atol=1e-4)
 
 
-def test_a_walk_among_few_gaussians_is_short():
-    """With a single Gaussian it is straight; and how others walk makes no difference."""
-    ends = np.array([[1, 0], [0, 3], [-2, 1]], np.float32)
+def test_a_walk_among_few_gaussians_passes_through_all_stops():
+    """With a single Gaussian it is straight from one to the next; and how others walk makes no difference."""
+    stops = np.array([[[1, 0], [0, 3], [-2, 1]], [[0, 3], [0, 0], [1, 0]]], np.float32)
     one = make_clusters((0, 1), deviation=3)
-    walks = sampling.walk(one, ends[:2], ends[1:], 3)
-    np.testing.assert_allclose(walks, [[[1, 0], [0.5, 1.5], [0, 3]], [[0, 3], [-1, 2], [-2, 1]]], atol=1e-6)
+    (walk,) = sampling.walk(one, stops[:1], 2)
+    np.testing.assert_allclose(walk, [[1, 0], [0.5, 1.5], [0, 3], [-1, 2], [-2, 1]], atol=1e-6)
     three = make_clusters((0, 0), (1, 2), (-1, 2))
-    together = sampling.walk(three, ends[:2], ends[1:], 8)
-    np.testing.assert_array_equal(sampling.walk(three, ends[1:2], ends[2:], 8)[0], together[1])
+    together = sampling.walk(three, stops, 7)
+    np.testing.assert_array_equal(sampling.walk(three, stops[1:], 7)[0], together[1])
+    np.testing.assert_allclose(together[:, ::7], stops, atol=1e-6)
 
 
 def test_the_plane_of_the_normal_prior_has_its_quantiles():

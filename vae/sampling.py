@@ -1,9 +1,10 @@
 """Latent vectors from a run's prior: at random, of one label, along walks, on a plane; and what it knows of labels."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
@@ -135,23 +136,31 @@ def learn_labels(prior: Mixture, codes: np.ndarray, labels: np.ndarray) -> Mixtu
     return replace(prior, labels=known, class_shares=(counts / counts.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def walk(prior: Mixture, starts: np.ndarray, ends: np.ndarray, steps: int) -> np.ndarray:
-    """Walk from each start (n, D) to its end (n, D): (n, steps, D), float32.
+def walk(prior: Mixture, stops: np.ndarray, steps: int) -> np.ndarray:
+    """Walk through the stops (n, K, D) of each row, with so many steps from one to the next: (n, (K - 1) steps + 1, D).
 
     In N(0, I) the way is an arc around the origin. In a mixture it goes from Gaussian to Gaussian, so that it crosses
     no region without mass: it is the shortest path, where a step costs more the lower the density.
     """
-    if prior.is_normal:
-        return np.stack([_walk_arc(*way, steps) for way in zip(starts, ends, strict=True)])
+    find_way = _find_arc if prior.is_normal else _prepare_ways(prior)
+    walks = []
+    for row in stops:
+        legs = [find_way(start, end, steps + 1)[:-1] for start, end in pairwise(row)]
+        walks.append(np.concatenate([*legs, row[-1:]]))
+    return np.stack(walks).astype(np.float32)
+
+
+def _prepare_ways(prior: Mixture) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+    """Return a function that finds a way from Gaussian to Gaussian, from a start (D,) to an end (D,): (steps, D)."""
     from scipy.sparse.csgraph import dijkstra
 
     means = prior.means[prior.weights > 0.1 / len(prior.weights)]
     between = np.zeros((len(means), len(means)))
     for place in range(len(means)):
         _add_steps(between, prior, means, place)
-    walks = np.empty((len(starts), steps, means.shape[1]), np.float32)
-    for row in range(len(walks)):
-        nodes, costs = np.concatenate([starts[[row]], ends[[row]], means]), np.pad(between, (2, 0))
+
+    def find_way(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
+        nodes, costs = np.concatenate([[start, end], means]), np.pad(between, (2, 0))
         _add_steps(costs, prior, nodes, 0)
         _add_steps(costs, prior, nodes, 1)
         _, before = dijkstra(costs, indices=0, return_predecessors=True)
@@ -159,8 +168,9 @@ def walk(prior: Mixture, starts: np.ndarray, ends: np.ndarray, steps: int) -> np
         way = [1]
         while way[-1] != 0:
             way.append(before[way[-1]])
-        walks[row] = _space_evenly(nodes[way[::-1]], steps)
-    return walks
+        return _space_evenly(nodes[way[::-1]], steps)
+
+    return find_way
 
 
 def _add_steps(costs: np.ndarray, prior: Mixture, nodes: np.ndarray, place: int) -> None:
@@ -183,8 +193,8 @@ def _space_evenly(corners: np.ndarray, steps: int) -> np.ndarray:
     return np.stack([np.interp(wanted, along, values) for values in corners.T], axis=1)
 
 
-def _walk_arc(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
-    """Walk along the sphere (Shoemake, 1985; for latent spaces White, 2016): (steps, D)."""
+def _find_arc(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
+    """Return a way along the sphere (Shoemake, 1985; for latent spaces White, 2016): (steps, D)."""
     cosine = start @ end / max(np.linalg.norm(start) * np.linalg.norm(end), 1e-12)
     angle = math.acos(np.clip(cosine, -1, 1))
     t = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
