@@ -83,7 +83,7 @@ def save_picture(path: Path, image: np.ndarray, mode: str = "L", **options) -> N
 
 def load(path: Path, **options) -> Dataset:
     """Load the images at a path, as --data does."""
-    return loading.load(loading.Options(data=str(path), **options))
+    return loading.load(loading.Source(data=str(path), **options))
 
 
 def assert_is_made(dataset: Dataset) -> None:

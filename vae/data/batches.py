@@ -5,7 +5,8 @@ import math
 import keras
 import numpy as np
 
-from vae.data.dataset import to_pixels
+from vae.data.dataset import Images, to_pixels
+from vae.terminal import UserError
 
 
 class Batches(keras.utils.PyDataset):
@@ -16,9 +17,7 @@ class Batches(keras.utils.PyDataset):
     No batch is more than one image larger than another.
     """
 
-    def __init__(
-        self, images: np.ndarray, batch_size: int, seed: int, *, shuffle: bool = False, binarize: bool = False
-    ):
+    def __init__(self, images: Images, batch_size: int, seed: int, *, shuffle: bool = False, binarize: bool = False):
         # With one worker, Keras leaves the queue to tf.data, whose tuning thread (TensorFlow 2.21) sometimes sleeps
         # through the end of an epoch; with two, Keras queues the batches itself. On other backends Keras (3.15) would
         # then queue the first batches before `start` has named the epoch.
@@ -28,7 +27,19 @@ class Batches(keras.utils.PyDataset):
         self._seed = seed
         self._shuffle = shuffle
         self._binarize = binarize
+        self._devices, self._process, self._processes = 1, 0, 1
         self.start(epoch=0)
+
+    def deal(self, devices: int, process: int, processes: int) -> "Batches":
+        """Deal the images of each batch out to devices. An item is from then on what `process` computes.
+
+        All devices get as many images as the others: what is left of a batch (fewer images than devices) is left out.
+        Raises UserError where a batch has fewer images than there are devices.
+        """
+        if (least := min(map(len, self._parts))) < devices:
+            raise UserError(f"--devices: a batch of {least} images cannot be dealt out to {devices}; use fewer devices")
+        self._devices, self._process, self._processes = devices, process, processes
+        return self
 
     def start(self, epoch: int) -> None:
         """Switch to the batches of this epoch."""
@@ -42,55 +53,13 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self._images) / self._batch_size)
 
-    def take(self, chosen: np.ndarray) -> np.ndarray:
-        """Return images (n, H, W) by their numbers, counted through all batches, as `chosen` orders them."""
-        edges = np.cumsum([0, *map(len, self._parts)])
-        batches = np.searchsorted(edges, chosen, side="right") - 1
-        parts = [self.read(index, chosen[batches == index] - edges[index]) for index in np.unique(batches)]
-        return np.concatenate(parts)[np.argsort(np.argsort(batches, kind="stable"))]
-
     def __getitem__(self, index: int) -> tuple[np.ndarray]:
-        return (self.read(index, slice(None)),)
-
-    def count(self, index: int) -> int:
-        """Return the number of images in a batch."""
-        return len(self._parts[index])
-
-    def read(self, index: int, places: slice | np.ndarray) -> np.ndarray:
-        """Return the images at these places of a batch; no others are read."""
-        images = to_pixels(self._images[self._parts[index][places]])
+        rows = self._parts[index]
+        share = len(rows) // self._devices * self._devices // self._processes  # of this process; it reads no others
+        mine = slice(self._process * share, (self._process + 1) * share)
+        images = to_pixels(self._images[rows[mine]])
         if self._binarize:
             rng = np.random.default_rng([self._seed, self._epoch, 1 + index])
-            uniform = rng.random((self.count(index), *images.shape[1:]), np.float32)[places]
+            uniform = rng.random((len(rows), *images.shape[1:]), np.float32)[mine]
             images = (uniform < images).astype(np.float32)
-        return images
-
-
-class Share(keras.utils.PyDataset):
-    """What this process gives to each batch that several devices compute together, as `fit` takes it.
-
-    Each device gets as many images as the others. Where the number of images does not allow that, the last places are
-    filled with the first images again. `fast.ParallelVAE` leaves these out, so the losses are those of one device. For
-    that an item has two parts: images (share, H, W), and an empty array (0, n) for n images in the whole batch.
-    """
-
-    def __init__(self, batches: Batches):
-        super().__init__()
-        self._batches = batches
-        distribution = keras.distribution.distribution()
-        self._devices, self._processes = distribution.num_model_replicas, distribution.num_processes
-        self._process = distribution.data_shard_id
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray]]:
-        count = self._batches.count(index)
-        share = math.ceil(count / self._devices) * self._devices // self._processes
-        places = np.arange(self._process * share, (self._process + 1) * share) % count
-        return ((self._batches.read(index, places), np.empty((0, count), np.float32)),)
-
-
-def share(batches: Batches) -> Batches | Share:
-    """Return what this process gives to batches: all, unless several devices compute them together."""
-    return batches if keras.distribution.distribution() is None else Share(batches)
+        return (images,)

@@ -5,159 +5,139 @@ What is clear is converted, and a note says how. What looks wrong gets a warning
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from vae.data import formats
+from vae.data.dataset import HELP, Draft, cut
 from vae.terminal import UserError
 
 SIZES = range(8, 129, 4)  # of the height and the width that the networks take
-TOLERANCE = 2e-5  # of rounding, beyond black or white
+ABOVE = 1 + 2e-5  # of white: no more than a rounding error
 DIM = 0.25  # of white: images that never get brighter are suspect
-PIECE = 2**20  # pixels that are converted at a time
-
-Labels = dict[str, np.ndarray | None]  # by part of the data set
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R 601)
 
 
-@dataclass
-class Remarks:
-    """What the user must be told: how input was converted, and what looks wrong."""
-
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Brightness:
-    """The brightest pixel of some images, and the value that was taken as white: 1 or 255."""
-
-    where: str
-    high: float
-    white: int
-
-
-def to_images(where: str, array: np.ndarray, remarks: Remarks) -> tuple[np.ndarray, Brightness]:
-    """Turn an array of numbers into grey images (n, H, W), uint8 or float32 in [0, 1]; no copy is made without need."""
-    if array.dtype.kind not in "biuf":
-        raise UserError(f"{where}: is of type {array.dtype.name:.50}; save floats or bytes")
-    if not array.flags.c_contiguous:
-        formats.check_size(where, array.shape, array.itemsize)
-        array = np.ascontiguousarray(array)
-    array = _arrange(where, array, remarks)
-    array, brightness = _to_bytes_or_floats(where, array, remarks)
-    if array.ndim == 4:
-        remarks.notes.append(f"{where}: colours are turned to grey")
-        array = _map(where, array, to_luminance, array.dtype, array.shape[1:3])
-    return array, brightness
+def convert(draft: Draft, size: tuple[int, int] | None, transpose: bool) -> None:
+    """Convert all images and labels of a draft. Images are scaled to `size`, else to the nearest that networks take."""
+    for role in draft.arrays:
+        if role.replace("labels", "images") not in draft.arrays:
+            raise UserError(f"{draft.where(role)}: there are no images to them; {HELP}")
+    images = {role: _arrange(draft, role) for role in draft.arrays if role.endswith("images")}
+    ranges = {role: _find_range(array) for role, array in images.items()}
+    white = _find_white(draft, images, ranges)
+    ground = _choose_ground(draft, [array for array in images.values() if array.shape[3:] == (4,)], white)
+    for role, array in images.items():
+        low, high = ranges[role]
+        grey = _to_grey(array, white, ground, is_exact=low >= 0 and high <= white)
+        _warn_of_darkness(draft, role, grey)
+        grey = grey.swapaxes(1, 2) if transpose else grey
+        size = size or nearest_size(*grey.shape[1:])
+        draft.arrays[role] = _scale(draft, role, grey, size)
+    if transpose:
+        draft.notes.append("rows and columns of every image are swapped (--transpose)")
+    labels = {role: _to_labels(draft, role) for role in draft.arrays if role.endswith("labels")}
+    draft.arrays |= number_classes(draft, labels)
 
 
-def _arrange(where: str, array: np.ndarray, remarks: Remarks) -> np.ndarray:
-    """A view of the array as (n, H, W), or, in colour, as (n, H, W, 3)."""
+def _arrange(draft: Draft, role: str) -> np.ndarray:
+    """A view of an array as (n, H, W), or, in colour, as (n, H, W, 3 or 4)."""
+    where, array = draft.where(role), draft.arrays[role]
     shape = array.shape
-    wanted = f"{where}: has shape {shape}, expected (n, H, W), (n, H * W), (n, H, W, 1 or 3) or (n, 1 or 3, H, W)"
+    if array.dtype.kind not in "biuf" or not array.size:
+        raise UserError(f"{where}: an array {shape} of type {array.dtype.name:.50} holds no images; {HELP}")
     side = math.isqrt(shape[1]) if array.ndim == 2 else 0
     if side >= 4 and side**2 == shape[1] and (shape[0] != 784 or side == 28):  # (784, n) has an image in each column
-        remarks.notes.append(f"{where}: rows of {shape[1]:,} pixels are read as images of {side} x {side}")
-        return array.reshape(-1, side, side)
-    if array.ndim == 3 and 1 in shape[1:]:  # (n, H * W, 1), for example
-        return _arrange(where, array.reshape(len(array), -1), remarks)
-    if array.ndim == 4 and 1 in (shape[1], shape[3]):
-        array = array[..., 0] if shape[3] == 1 else array[:, 0]
-    elif array.ndim == 4 and shape[3] in (3, 4):
-        array = array[..., :3]  # the fourth is transparency
-    elif array.ndim == 4 and shape[1] in (3, 4):
-        array = np.moveaxis(array[:, :3], 1, 3)
-    elif array.ndim != 3:
-        raise UserError(f"{wanted}; reshape it")
-    height, width = array.shape[1:3]
-    if max(height, width) > 16 * min(height, width) or (shape[:2] == (28, 28) and shape[2] != 28):
-        raise UserError(f"{wanted}; if the images come last, move the axis to the front")
-    return array
+        draft.notes.append(f"{where}: rows of {shape[1]:,} pixels are read as images of {side} x {side}")
+        array = array.reshape(-1, side, side)
+    elif array.ndim == 4:
+        array = array if shape[3] in (1, 3, 4) else np.moveaxis(array, 1, 3)
+        array = array[..., 0] if array.shape[3] == 1 else array
+    is_last = len(shape) == 3 and shape[0] == shape[1] != shape[2]  # (H, H, n)
+    is_long = array.ndim > 2 and max(array.shape[1:3]) > 16 * min(array.shape[1:3])  # (H, W, n), or (n, H * W, 1)
+    if array.ndim < 3 or array.shape[3:] not in ((), (3,), (4,)) or is_last or is_long:
+        wanted = "(n, H, W), (n, H * H), (n, H, W, channels) or (n, channels, H, W)"
+        raise UserError(f"{where}: their shape is {shape}, expected {wanted}; {HELP}")
+    if array.ndim == 4:
+        draft.notes.append(f"{where}: colours are turned to grey")
+    return array * np.uint8(255) if array.dtype == bool else array
 
 
-def to_luminance(colours: np.ndarray) -> np.ndarray:
-    """Grey pixels (..., H, W) from colours (..., H, W, 3), by ITU-R 601's weights; bytes are rounded as in Pillow."""
-    if colours.dtype == np.uint8:
-        weights = np.array([19595, 38470, 7471], np.uint32)
-        return ((colours @ weights + 2**15) >> 16).astype(np.uint8)
-    return np.minimum(1, colours @ np.array([0.299, 0.587, 0.114], np.float32))  # 1 may be passed by rounding
+# Pixels
 
 
-def _to_bytes_or_floats(where: str, images: np.ndarray, remarks: Remarks) -> tuple[np.ndarray, Brightness]:
-    """Pixels as uint8, or as float32 in [0, 1]; UserError where they are neither 0..255 nor 0..1."""
-    if images.dtype.kind == "b":
-        return _map(where, images, np.asarray, np.float32), Brightness(where, 0, 1)  # they have no scale
-    low, high = find_range(images)
-    is_float = images.dtype.kind == "f"
-    if not math.isfinite(low + high):
-        raise UserError(f"{where}: has pixels that are NaN or infinite ({low} to {high}); mend them")
-    white = 1 if high <= 1 + TOLERANCE * is_float else 255
-    slack = TOLERANCE * white * is_float
-    if low < -slack or high > 255 + slack:
-        raise UserError(
-            f"{where}: has pixels from {low:g} to {high:g}, expected 0..255 or floats in 0..1; {_undo(low)}"
-        )
-    brightness = Brightness(where, high, white)
-    _warn_of_darkness(brightness, low, remarks)
-    if is_float:
-        return _to_floats(where, images, (low, high, white), remarks), brightness
-    if high == 1:  # a division by 255 would turn them black
-        remarks.notes.append(f"{where}: pixels of 0 and 1 are read as black and white")
-        return _map(where, images, lambda piece: piece * 255, np.uint8), brightness
-    return (images if images.dtype == np.uint8 else _map(where, images, np.asarray, np.uint8)), brightness
+def _find_range(images: np.ndarray) -> tuple[float, float]:
+    ranges = np.array([(images[piece].min(), images[piece].max()) for piece in cut(images)], float)
+    return float(ranges[:, 0].min()), float(ranges[:, 1].max())
 
 
-def _to_floats(where: str, images: np.ndarray, limits: tuple[float, float, int], remarks: Remarks) -> np.ndarray:
-    low, high, white = limits
-    if white == 255:
-        remarks.notes.append(f"{where}: floats from {low:g} to {high:g} are divided by 255")
-        if all((images[piece] == np.rint(images[piece])).all() for piece in cut(images)):
-            return _map(where, images, np.asarray, np.uint8)  # the same pixels in a quarter of the memory
-        return _map(where, images, lambda piece: np.clip(piece, 0, 255) / np.float32(255), np.float32)
-    if low < 0 or high > 1:
-        remarks.notes.append(f"{where}: floats from {low:.7g} to {high:.7g} are clipped to 0..1")
-        return _map(where, images, lambda piece: np.clip(piece, 0, 1), np.float32)
-    return images if images.dtype == np.float32 else _map(where, images, np.asarray, np.float32)
+def _is_whole(array: np.ndarray) -> bool:
+    return array.dtype.kind in "iu" or all((array[piece] == np.rint(array[piece])).all() for piece in cut(array))
 
 
-def _undo(low: float) -> str:
-    if low == -1:
-        return "undo the normalisation: (x + 1) / 2"
-    if low < 0:
-        return "undo the normalisation: x * std + mean, with the mean and standard deviation that it was done with"
-    return "scale them: 16-bit pixels, for example, by 1 / 257"
+def _find_white(draft: Draft, images: dict[str, np.ndarray], ranges: dict[str, tuple[float, float]]) -> int:
+    """The number that is white in all images of a set: 1, 255, or more; UserError where there is none.
+
+    Whole numbers above 255 are divided by one factor, which is stored for all images that the run is shown: by 65,535
+    where they reach its upper half, otherwise by the brightest pixel.
+    """
+    brightest = max(high for _, high in ranges.values())
+    white = 1 if brightest <= ABOVE else 255
+    is_plain = all(array.dtype.kind == "f" if white == 1 else array.dtype == np.uint8 for array in images.values())
+    is_deep = brightest > 255 * ABOVE or (white == 255 and not is_plain and "white" in draft.reading)
+    for role, (low, high) in ranges.items():
+        found = f"{draft.where(role)}: their pixels go from {low:g} to {high:g}"
+        if not (low >= white * (1 - ABOVE) and high < math.inf) or (is_deep and not _is_whole(images[role])):
+            raise UserError(f"{found}, expected 0..1, 0..255 or whole numbers from 0; {HELP}")
+        if 0 < high <= 1 < white:
+            raise UserError(f"{found}, others to {brightest:g}: only one of them was divided; bring both to one scale")
+    if is_deep:
+        white = draft.reading.setdefault("white", 65535 if 2**15 <= brightest <= 65535 else int(brightest))
+    if not is_plain:
+        cut_off = "; what is brighter is cut off" if brightest > white else ""
+        draft.notes.append(f"{draft.source}: pixels up to {brightest:,g} are read with {white:,} as white{cut_off}")
+    return white
 
 
-def _warn_of_darkness(brightness: Brightness, low: float, remarks: Remarks) -> None:
-    where, high, white = brightness.where, brightness.high, brightness.white
-    if high == 0:
-        remarks.warnings.append(f"{where}: every pixel is 0: all images are black")
-    elif low == high:
-        remarks.warnings.append(f"{where}: every pixel is {high:g}: the images show nothing")
+def _choose_ground(draft: Draft, transparent: list[np.ndarray], white: int) -> int:
+    """What transparent images (n, H, W, 4) are laid on: 0 (black) where their ink is light, 1 where it is dark."""
+    ink = opaque = 0.0
+    for images in transparent:
+        for piece in cut(images):
+            pixels = images[piece] / white
+            ink += (pixels[..., :3] @ LUMINANCE * pixels[..., 3]).sum()
+            opaque += pixels[..., 3].sum()
+    if transparent:
+        draft.reading.setdefault("ground", "black" if ink > opaque / 2 else "white")
+        draft.notes.append(f"{draft.source}: transparent images are laid on {draft.reading['ground']}")
+    return int(draft.reading.get("ground") == "white")
+
+
+def _to_grey(images: np.ndarray, white: int, ground: int, is_exact: bool) -> np.ndarray:
+    """Grey pixels (n, H, W): uint8 where they are whole numbers, otherwise float32 in [0, 1]."""
+    if is_exact and images.ndim == 3 and (images.dtype, white) in ((np.uint8, 255), (np.float32, 1)):
+        return images
+    is_bytes = images.dtype.kind in "iu" or (white > 1 and _is_whole(images))
+    grey = np.empty(images.shape[:3], np.uint8 if is_bytes else np.float32)
+    for piece in cut(images):
+        pixels = np.clip(images[piece] / white, 0, 1)
+        if images.ndim == 4:
+            alpha = pixels[..., 3] if pixels.shape[3] == 4 else 1
+            pixels = pixels[..., :3] @ LUMINANCE * alpha + ground * (1 - alpha)
+        grey[piece] = np.rint(255 * pixels) if is_bytes else pixels
+    return grey
+
+
+def _warn_of_darkness(draft: Draft, role: str, images: np.ndarray) -> None:
+    white, (low, high) = 255 if images.dtype == np.uint8 else 1, _find_range(images)
+    if low == high:
+        draft.warnings.append(f"{draft.where(role)}: every pixel is {high:g}: the images show nothing")
     elif high < DIM * white:
         what = f"pixels go from {low:g} to {high:g}, where {white} is white: the images are almost black"
-        remarks.warnings.append(f"{where}: {what}. If {high:g} is meant to be white, multiply them by {white / high:g}")
+        remedy = f"if {high:g} is meant to be white, multiply them by {white / high:g}"
+        draft.warnings.append(f"{draft.where(role)}: {what}; {remedy}")
 
 
-def check_same_scale(first: Brightness, second: Brightness) -> None:
-    """Refuse training and test images of different scales, such as 0..255 and 0..1."""
-    if first.high == 0 or second.high == 0:
-        return  # black has no scale, nor have truth values
-    ratio = first.high / first.white / (second.high / second.white)
-    if first.white != second.white or not DIM <= ratio <= 1 / DIM:
-        what = f"{first.where} has pixels up to {first.high:g}, but {second.where} up to {second.high:g}"
-        raise UserError(f"{what}: only one of them was divided; bring both to one scale, 0..255 or 0..1")
-
-
-# Size
-
-
-def transpose(images: np.ndarray) -> np.ndarray:
-    """Swap rows and columns of every image."""
-    swapped = images.swapaxes(1, 2)
-    return swapped if images.nbytes > formats.MAX_BYTES else np.ascontiguousarray(swapped)
+# Sizes
 
 
 def nearest_size(height: float, width: float) -> tuple[int, int]:
@@ -167,88 +147,48 @@ def nearest_size(height: float, width: float) -> tuple[int, int]:
     return height, width
 
 
-def scale(where: str, images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Images (n, H, W) scaled to another height and width by Pillow, bilinearly and without aliasing."""
+def _scale(draft: Draft, role: str, images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale images to a size, bilinearly and without aliasing."""
     from PIL import Image
 
-    def scale_piece(piece: np.ndarray) -> np.ndarray:
-        scaled = [Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR) for image in piece]
-        return np.stack([np.asarray(image) for image in scaled])
-
-    return _map(where, images, scale_piece, images.dtype, size)
+    if images.shape[1:] == size:
+        return images
+    draft.notes.append("{}: {} x {} pixels are scaled to {} x {}".format(draft.where(role), *images.shape[1:], *size))
+    scaled = np.empty((len(images), *size), images.dtype)
+    for index, image in enumerate(images):
+        scaled[index] = Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.BILINEAR)
+    return scaled
 
 
 # Labels
 
 
-def to_labels(where: str, labels: np.ndarray, count: int, remarks: Remarks) -> np.ndarray | None:
-    """Turn an array into `count` labels (n,): whole numbers or texts; None, and a note, where it is something else."""
-    if labels.shape[:1] != (count,):
-        found = f"{len(labels):,}" if labels.ndim else "no"
-        raise UserError(f"{where}: holds {found} labels for {count:,} images; take both from one data set")
-    labels = labels.reshape(count, -1)
-    is_number = labels.dtype.kind in "biuf"
-    if labels.shape[1] == 1:
-        labels = labels[:, 0]
-    elif is_number and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
-        remarks.notes.append(f"{where}: one-hot labels of {labels.shape[1]} classes are read")
+def _to_labels(draft: Draft, role: str) -> np.ndarray:
+    """Turn an array into one label for each image: whole numbers or texts."""
+    where, labels = draft.where(role), draft.arrays[role]
+    count, is_number = len(draft.arrays[role.replace("labels", "images")]), labels.dtype.kind in "biuf"
+    if is_number and labels.shape[1:] > (1,) and (np.sort(labels) == np.eye(labels.shape[1])[-1]).all():
+        draft.notes.append(f"{where}: one-hot labels of {labels.shape[1]} classes are read")
         labels = labels.argmax(axis=1)
-    else:
-        remarks.notes.append(f"{where}: has shape {labels.shape}, not one label an image; labels are left out")
-        return None
-    if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
-        remarks.notes.append(f"{where}: holds fractions, not classes; labels are left out")
-        return None
-    if labels.dtype.kind in "SU":
-        return np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels
-    if not is_number:
-        raise UserError(f"{where}: is of type {labels.dtype.name:.50}; save whole numbers or names")
-    return labels if labels.dtype == np.uint8 else labels.astype(np.int64)
+    if labels.shape not in ((count,), (count, 1)):
+        raise UserError(f"{where}: their shape is {labels.shape}, expected one for each of {count:,} images; {HELP}")
+    if labels.dtype.kind != "U" and not (is_number and _is_whole(labels)):
+        raise UserError(f"{where}: {labels.dtype.name:.50} is neither whole numbers nor texts; {HELP}")
+    return labels.reshape(count).astype(labels.dtype if labels.dtype.kind in "U" or labels.dtype == np.uint8 else int)
 
 
-def number_classes(labels: Labels) -> tuple[Labels, tuple[str, ...] | None]:
-    """Replace names of classes by their numbers in alphabetical order: the labels, and the names if they are needed."""
-    given = [part for part in labels.values() if part is not None]
-    if all(part.dtype.kind != "U" for part in given):
-        return labels, None
-    names = sorted(set().union(*(np.unique(part).astype(str).tolist() for part in given)))
-    numbers = [_to_whole_number(name) for name in names]
-    is_named = None in numbers or len(set(numbers)) < len(names)
-    codes = range(len(names)) if is_named else numbers  # digits, for example, stay what they are
-    code_of = dict(zip(names, codes, strict=True))
-
-    def to_numbers(part: np.ndarray) -> np.ndarray:
-        found, inverse = np.unique(part, return_inverse=True)  # a text for each class, not for each image
-        return np.array([code_of[text] for text in found.astype(str).tolist()], np.int64)[inverse]
-
-    numbered = {name: None if part is None else to_numbers(part) for name, part in labels.items()}
-    return numbered, tuple(names) if is_named else None
-
-
-def _to_whole_number(text: str) -> int | None:
-    return int(float(text)) if re.fullmatch(r"-?[0-9]{1,15}(\.0*)?", text) else None
-
-
-# Pieces
-
-
-def cut(images: np.ndarray) -> Iterator[slice]:
-    """The pieces of an array of images: small, so that an array that is mapped needs no memory."""
-    step = max(1, PIECE // math.prod(images.shape[1:]))
-    return (slice(start, start + step) for start in range(0, len(images), step))
-
-
-def find_range(images: np.ndarray) -> tuple[float, float]:
-    """The least and the greatest number; NaN if there is one."""
-    pieces = np.array([(images[piece].min(), images[piece].max()) for piece in cut(images)], np.float64)
-    return float(pieces[:, 0].min()), float(pieces[:, 1].max())
-
-
-def _map(where: str, images: np.ndarray, change: Callable, dtype: np.dtype, size: tuple[int, ...] | None = None):
-    """Apply `change` to pieces of the images, and collect what it returns, (n, *size), in memory."""
-    shape = (len(images), *(images.shape[1:] if size is None else size))
-    formats.check_size(where, shape, np.dtype(dtype).itemsize)
-    changed = np.empty(shape, dtype)
-    for piece in cut(max(images, changed, key=lambda array: math.prod(array.shape[1:]))):
-        changed[piece] = change(images[piece])
-    return changed
+def number_classes(draft: Draft, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Replace names of classes by their numbers in alphabetical order. Whole numbers stay what they are."""
+    if any(array.dtype.kind == "U" for array in labels.values()):
+        names = sorted(set().union(*(np.unique(array).astype(str).tolist() for array in labels.values())))
+        numbers = [int(float(name)) for name in names if re.fullmatch(r"-?[0-9]{1,15}(\.0*)?", name)]
+        if len(set(numbers)) < len(names):  # not all are numbers, or two are one number
+            draft.label_names, numbers = tuple(names), range(len(names))
+        number_of = dict(zip(names, numbers, strict=True))
+        for role, array in labels.items():
+            found, rows = np.unique(array, return_inverse=True)  # a text for each class, not for each image
+            labels[role] = np.array([number_of[name] for name in found.astype(str).tolist()])[rows]
+    if len(labels) == 2 and (strange := np.setdiff1d(labels["test_labels"], labels["train_labels"])).size:
+        names = ", ".join(draft.label_names[label] if draft.label_names else str(label) for label in strange)
+        draft.notes.append(f"{draft.source}: classes of test images that no training image has: {names:.200}")
+    return labels

@@ -1,23 +1,25 @@
 """What a data set is: images to train on, to validate on and to test on, in memory or in a mapped file."""
 
-import re
-from dataclasses import dataclass, replace
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vae.data import formats
 from vae.terminal import UserError
 
 EMBEDDED = "embedded in scikit-learn"
+HELP = "docs/data.md has rules and recipes"
+PIECE = 2**20  # pixels that are looked at or converted at a time
 
 
 class Subset:
-    """Some images of an array that is too large to be copied: (n, H, W) as the array has them."""
+    """Some images of an array that may be larger than memory: (n, H, W) as the array has them."""
 
     def __init__(self, images: "Images", rows: np.ndarray):
         self._images, self._rows = images, rows
         self.shape, self.dtype = (len(rows), *images.shape[1:]), images.dtype
-        self.nbytes = images.nbytes // len(images) * len(rows)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -39,24 +41,17 @@ class Dataset:
     validation_images: Images | None  # None where there are none
     test_images: Images
     test_labels: np.ndarray | None
-    sha256: str  # of all images as arrays: it does not depend on the files
+    sha256: str  # of all images as arrays, before any were held out: it does not depend on the files
     source: str  # in words
     warning: str | None = None  # nobody must miss it
     notes: tuple[str, ...] = ()  # how the input was converted, a line each
     label_names: tuple[str, ...] | None = None  # of the labels 0, 1, ...; None where numbers are their names
+    reading: dict = field(default_factory=dict)  # "white" of numbers above 255, "ground" of transparent pictures
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width."""
         return self.train_images.shape[1:]
-
-    def sample_training(self, most: int, seed: int) -> tuple[Images, np.ndarray | None]:
-        """At most so many training images, chosen at random by `seed`, and their labels (or None)."""
-        count = len(self.train_images)
-        if count <= most:
-            return self.train_images, self.train_labels
-        rows = np.sort(np.random.default_rng(seed).choice(count, most, replace=False, shuffle=False))
-        return Subset(self.train_images, rows), None if self.train_labels is None else self.train_labels[rows]
 
     @property
     def named_test_labels(self) -> np.ndarray | None:
@@ -70,63 +65,106 @@ class Dataset:
         """Whether these are the digits because MNIST is unavailable."""
         return self.source == EMBEDDED and self.warning is not None
 
-
-def number_as_in_run(dataset: Dataset, names: list[str]) -> Dataset:
-    """Give the test labels the numbers that their names have in a run whose labels have these `names`.
-
-    Names that the run does not have get the next numbers. Where it has none of them, the labels are left out. A run
-    without names has numbers for its labels.
-    """
-    if dataset.test_labels is None or names == list(dataset.label_names or []):
-        return dataset
-    labels, rows = np.unique(dataset.test_labels, return_inverse=True)
-    texts = [str(label) if dataset.label_names is None else dataset.label_names[label] for label in labels]
-    numbers = {name: number for number, name in enumerate(names)} or {
-        text: int(text) for text in texts if re.fullmatch("-?[0-9]{1,15}", text)
-    }
-    if not set(texts) & set(numbers) or (not names and len(numbers) < len(texts)):
-        note = f"{dataset.source}: its classes have other names than those of the run: labels are left out"
-        return replace(dataset, test_labels=None, label_names=None, notes=(*dataset.notes, note))
-    for text in texts:
-        numbers.setdefault(text, len(numbers))
-    renumbered = np.array([numbers[text] for text in texts])[rows]
-    return replace(dataset, test_labels=renumbered, label_names=tuple(numbers) if names else None)
+    def sample_training(self, most: int, seed: int) -> tuple[Images, np.ndarray | None]:
+        """At most so many training images, chosen at random by `seed`, and their labels (or None)."""
+        count = len(self.train_images)
+        if count <= most:
+            return self.train_images, self.train_labels
+        rows = np.sort(np.random.default_rng(seed).choice(count, most, replace=False, shuffle=False))
+        return Subset(self.train_images, rows), _take(self.train_labels, rows)
 
 
-def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
-    """Move that share of the training images, chosen by `seed`, to the validation images, unless there are some.
+@dataclass
+class Draft:
+    """A data set in the making: the arrays that were found at `source`, and what the user must be told."""
 
-    Raises UserError where no image would be left on one side.
-    """
-    if share == 0:
-        return dataset
-    if dataset.validation_images is not None:
-        note = f"{dataset.source}: its own {len(dataset.validation_images):,} validation images are used"
-        return replace(dataset, notes=(*dataset.notes, f"{note} and no --validation-split"))
-    count = len(dataset.train_images)
-    held = round(share * count)
-    if not 0 < held < count:
-        raise UserError(f"--validation-split {share:g}: it holds out {held:,} of {count:,} training images; change it")
-    rest, out = split(count, held, seed)
-    return replace(
-        dataset,
-        train_images=take(dataset.train_images, rest),
-        train_labels=None if dataset.train_labels is None else dataset.train_labels[rest],
-        validation_images=take(dataset.train_images, out),
-    )
+    source: str  # in words
+    reading: dict  # that of the run whose model is shown the images; {} where they are to train on
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # by role: train_images, test_labels ...
+    label_names: tuple[str, ...] | None = None
+    notes: list[str] = field(default_factory=list)  # how input was converted
+    warnings: list[str] = field(default_factory=list)  # what looks wrong
 
+    def where(self, role: str) -> str:
+        """The images or labels of this role, in words."""
+        return f"{self.source}: {role.replace('_', ' ')}"
 
-def split(count: int, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that stay, and `held` others that are held out at random."""
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
-
-
-def take(images: Images, rows: np.ndarray) -> Images:
-    """Return these images: a copy, or a Subset where they are too large for memory."""
-    return images[rows] if images.nbytes <= formats.MAX_BYTES else Subset(images, rows)
+    def finish(self, name: str) -> Dataset:
+        """Return the data set. A part that was not found has no images."""
+        roles = ("train_images", "test_images", "validation_images")
+        parts = [self.arrays[role] for role in roles if role in self.arrays]
+        arrays = {role: parts[0][:0] for role in roles[:2]} | dict.fromkeys(("train_labels", "test_labels", roles[2]))
+        return Dataset(
+            name=name,
+            **(arrays | self.arrays),
+            sha256=_fingerprint(parts),
+            source=self.source,
+            warning="\n".join(self.warnings) or None,
+            notes=tuple(self.notes),
+            label_names=self.label_names,
+            reading=self.reading,
+        )
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
     """Images as float32 in [0, 1]: bytes are divided by 255, floats are returned as they are."""
     return images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
+
+
+def cut(images: np.ndarray) -> Iterator[slice]:
+    """The pieces of an array of images: small, so that an array that is mapped needs no memory."""
+    step = max(1, PIECE // math.prod(images.shape[1:]))
+    return (slice(start, start + step) for start in range(0, len(images), step))
+
+
+def _fingerprint(parts: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for images in parts:
+        digest.update(f"{images.shape} {images.dtype}".encode())
+        for piece in cut(images):
+            digest.update(np.ascontiguousarray(images[piece]))
+    return digest.hexdigest()
+
+
+def hold_out(dataset: Dataset, share: float, seed: int, part: str = "validation") -> Dataset:
+    """Move that share of the training images, chosen by `seed`, to the validation (or test) images, if there are none.
+
+    Raises UserError where no image would be left.
+    """
+    if share == 0:
+        return dataset
+    if part == "validation" and dataset.validation_images is not None:
+        note = f"{dataset.source}: its own {len(dataset.validation_images):,} validation images are used"
+        return replace(dataset, notes=(*dataset.notes, f"{note} and no --validation-split"))
+    images, labels = dataset.train_images, dataset.train_labels
+    held = max(1, round(share * len(images)))
+    if held >= len(images):
+        what = f"{held:,} of {len(images):,} training images would be held out as {part} images"
+        raise UserError(f"{dataset.source}: {what}; give more images, or another --validation-split")
+    order = np.random.default_rng(seed).permutation(len(images))
+    rest, out = np.sort(order[held:]), np.sort(order[:held])
+    moved = {f"{part}_images": _take(images, out)} | ({"test_labels": _take(labels, out)} if part == "test" else {})
+    return replace(dataset, train_images=_take(images, rest), train_labels=_take(labels, rest), **moved)
+
+
+def _take(array: Images | None, rows: np.ndarray) -> Images | None:
+    """These rows of an array: a copy, or a Subset where the array is in a mapped file."""
+    if isinstance(array, (np.memmap, Subset)) and len(array.shape) == 3:
+        return Subset(array, rows)
+    return None if array is None else array[rows]
+
+
+def number_as_in_run(dataset: Dataset, names: list[str]) -> Dataset:
+    """Give the test labels the numbers that their names have in a run whose labels have these `names`.
+
+    Names that the run does not have get the next numbers. Where it has none of them, the labels are left out.
+    """
+    if dataset.test_labels is None or names == list(dataset.label_names or []):
+        return dataset
+    found, rows = np.unique(dataset.named_test_labels, return_inverse=True)
+    texts = found.astype(str).tolist()
+    if not set(names) & set(texts):
+        note = f"{dataset.source}: its classes have other names than those of the run: labels are left out"
+        return replace(dataset, test_labels=None, label_names=None, notes=(*dataset.notes, note))
+    names = [*names, *(text for text in texts if text not in names)]
+    return replace(dataset, test_labels=np.array([names.index(text) for text in texts])[rows], label_names=tuple(names))

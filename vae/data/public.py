@@ -1,25 +1,18 @@
-"""MNIST and Fashion-MNIST: found in a cache, or downloaded from a mirror with `pooch` and checked."""
+"""The public sets: MNIST and Fashion-MNIST, found in a cache or downloaded, and the digits embedded in scikit-learn."""
 
 import hashlib
 import os
 import sys
-import threading
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
+
+from vae.data.readers import MNIST
 from vae.terminal import UserError, as_path
 
-PATIENCE = 6.0  # seconds in which a mirror must answer: two that do not are given up within 15
-LEAST_SPEED = 1000  # bytes a second
-MAX_DOWNLOAD = 2**26  # bytes of one file; the largest has 26 million
-
-FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+PATIENCE = 6.0  # seconds in which a mirror must answer
+FILES = tuple(f"{name}.gz" for name in MNIST)
 CHECKSUMS = {  # in the order of FILES
     "mnist": (
         "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -54,22 +47,18 @@ def find(name: str) -> tuple[Path, str]:
     """
     import pooch
 
-    try:
-        cache = as_path(os.environ.get("VAE_CACHE") or pooch.os_cache("lstm-vae")) / name
-        keras_cache = as_path(os.environ.get("KERAS_HOME") or "~/.keras") / "datasets"
-    except (UserError, RuntimeError) as error:  # a user without a home folder
-        what = "there is no home folder that could hold the cache"
-        raise UserError(f"{name.upper()} is unavailable: {what}; set HOME, and VAE_CACHE or KERAS_HOME") from error
+    cache = as_path(os.environ.get("VAE_CACHE") or pooch.os_cache("lstm-vae")) / name
+    keras_cache = as_path(os.environ.get("KERAS_HOME") or "~/.keras") / "datasets"
     for folder in (cache, keras_cache / name):
-        if not _missing(name, folder):
+        if not _find_missing(name, folder):
             return folder, f"cache {folder}"
     npz = keras_cache / f"{name}.npz"  # Keras writes in place: this file may be incomplete
     if name in KERAS_NPZ and _is_intact(npz, KERAS_NPZ[name]):
         return npz, f"cache {npz}"
-    return cache, f"downloaded from {' and '.join(_download(name, cache))}"
+    return cache, f"downloaded from {_download(name, cache)}"
 
 
-def _missing(name: str, folder: Path) -> dict[str, str]:
+def _find_missing(name: str, folder: Path) -> dict[str, str]:
     """The files, each with its checksum, that the folder lacks or has with other content."""
     checksums = zip(FILES, CHECKSUMS[name], strict=True)
     return {file: checksum for file, checksum in checksums if not _is_intact(folder / file, checksum)}
@@ -84,91 +73,39 @@ def _is_intact(path: Path, checksum: str) -> bool:
         return False
 
 
-def _download(name: str, folder: Path) -> dict[str, None]:
-    """Download the missing files, each from the first mirror that has it; return the hosts that served them."""
+def _download(name: str, folder: Path) -> str:
+    """Download the missing files from the first mirror that has them all; return its host."""
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
-    mirrors, reached, served, failures = list(MIRRORS[name]), set(), {}, {}
-    for file, checksum in _missing(name, folder).items():
-        for mirror in list(mirrors):
-            host = urlsplit(mirror).netloc
-            try:
-                if host not in reached:
-                    print(f"-> Downloading {name} from {host}", file=sys.stderr)
-                    _ask(mirror + file)
-                    reached.add(host)
-                pooch.retrieve(mirror + file, checksum, file, folder, downloader=_stream)
-            except (OSError, ValueError) as error:
-                failures[f"{host}: {_reason(error, folder)}"] = None
-                mirrors.remove(mirror)
-                if host in reached:  # for the other files it is asked last
-                    mirrors.append(mirror)
-            else:
-                served[host] = None
-                break
-        else:
-            what = f"it is neither in the cache {folder} nor on a mirror ({'; '.join(failures)})"
-            raise UserError(f"{name.upper()} is unavailable: {what}; check the network, or use --data FOLDER")
-    return served
-
-
-def _ask(url: str) -> None:
-    """Return when a mirror answers, whatever it says; raise an OSError when it does not."""
-    import requests
-
-    errors: list[Exception] = [TimeoutError()]
-
-    def ask() -> None:
-        try:
-            requests.head(url, timeout=PATIENCE)
-            errors.clear()
-        except Exception as error:
-            errors[:] = [error]
-
-    # Nothing can stop waiting for a name server, but a daemon thread can be left behind.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    for error in list(errors):
-        # requests raises a plain OSError for a file of certificates that is missing
-        raise error if isinstance(error, (requests.RequestException, TimeoutError)) else ConnectionError(error)
-
-
-def _stream(url: str, output_file: str, _pooch: object) -> None:
-    """Write what a mirror sends, with a bar on a terminal; stop where it sends next to nothing, or does not end."""
-    import requests
-    from tqdm import tqdm
-
-    start = time.monotonic()
     headers = {"Accept-Encoding": "identity"}  # otherwise a server may send the file unpacked
-    with requests.get(url, stream=True, timeout=PATIENCE, headers=headers) as response, open(output_file, "wb") as file:
-        response.raise_for_status()
-        total = int(response.headers.get("Content-Length", 0)) or None
-        with tqdm(total=total, desc=Path(url).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            for chunk in response.iter_content(1024):
-                bar.update(file.write(chunk))
-                if file.tell() < LEAST_SPEED * (time.monotonic() - start - PATIENCE):
-                    raise TimeoutError
-                if file.tell() > MAX_DOWNLOAD:
-                    raise ValueError(f"{url} is too large")
+    stream = pooch.HTTPDownloader(timeout=PATIENCE, headers=headers, progressbar=sys.stderr.isatty())
+    failures = []
+    for mirror in MIRRORS[name]:
+        host = urlsplit(mirror).netloc
+        print(f"-> Downloading {name} from {host}", file=sys.stderr)
+        try:
+            for file, checksum in _find_missing(name, folder).items():
+                pooch.retrieve(mirror + file, checksum, file, folder, downloader=stream)
+            return host
+        except (OSError, ValueError) as error:  # a ValueError is a wrong checksum
+            reason = "another file" if isinstance(error, ValueError) else type(error).__name__
+            failures.append(f"{host}: {reason}")
+    what = f"it is neither in the cache {folder} nor on a mirror ({'; '.join(failures)})"
+    remedy = "check the network, use --data FOLDER, or move the cache by the environment variable VAE_CACHE"
+    raise UserError(f"{name.upper()} is unavailable: {what}; {remedy}")
 
 
-def _reason(error: OSError | ValueError, folder: Path) -> str:
-    """Why a download failed; UserError where the cache was the cause."""
-    import requests
+def load_digits() -> dict[str, np.ndarray]:
+    """The 1,797 real digits in scikit-learn, 1,500 of them to train on, scaled smoothly to the look of MNIST."""
+    from sklearn import datasets
 
-    if isinstance(error, requests.HTTPError):
-        return f"HTTP status {error.response.status_code}"
-    if isinstance(error, (TimeoutError, requests.Timeout)) or "timed out" in str(error):
-        return "no answer in time"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate is not trusted"
-    if isinstance(error, requests.RequestException):
-        return "no connection, or one that broke"
-    if isinstance(error, ConnectionError):
-        return str(error)[:200]
-    if isinstance(error, ValueError):  # from pooch
-        return "not the known file"
-    what = f"cannot write to the cache {folder} ({error.strerror or error})"
-    raise UserError(f"{what}; let the environment variable VAE_CACHE name a folder that can be written") from error
+    small, labels = datasets.load_digits(return_X_y=True)
+    # Bilinear interpolation as a matrix. The 8 pixels fill the middle 20 of 28, where MNIST has its digits, and fade
+    # into black around them. Row i of the large image has its centre at position[i] of the small one.
+    position = (np.arange(28) - 13.5) * 8 / 20 + 3.5
+    weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(8)))  # (28, 8)
+    large = weights @ small.reshape(-1, 8, 8) @ weights.T  # (1797, 28, 28)
+    images, labels = np.rint(large * (255 / 16)).astype(np.uint8), labels.astype(np.uint8)
+    arrays = {"train_images": images[:1500], "train_labels": labels[:1500]}
+    return arrays | {"test_images": images[1500:], "test_labels": labels[1500:]}
