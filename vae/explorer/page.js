@@ -8,7 +8,6 @@ const $ = (id) => document.getElementById(id);
 const state = { z: null, spot: null, path: [], frame: 0, picked: null, reading: null };
 const watchers = []; // functions that show the latent vector: of maps and sliders
 const parts = []; // functions that explain the image that was read: how it is read, drawn, and what it costs
-const one = facts.drawn ? "drawn image" : "test image"; // what a dot of the map is
 
 // ---- Helpers
 
@@ -106,7 +105,8 @@ function startMap() {
   };
   const pick = () => {
     const [{ index }] = findNearest(facts.map.places, pointer, 1);
-    const title = facts.classes ? `${one}, label ${facts.names[facts.classes[index]]}` : one;
+    const what = facts.drawn ? "drawn by the model" : "test image";
+    const title = facts.classes ? `${what}, label ${facts.names[facts.classes[index]]}` : what;
     state.picked = { ...read(imageOf(index)), title, spot: spotOf(index) };
     show(state.picked);
     explain(state.picked);
@@ -278,12 +278,13 @@ function drawStrokes(strokes, lineWidth) { // the share of ink in each pixel
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   Object.assign(context, { lineWidth, lineCap: "round", lineJoin: "round" });
   context.beginPath();
-  for (const [start, ...rest] of strokes) {
-    context.moveTo(...start);
-    for (const point of [start, ...rest]) context.lineTo(...point);
+  for (const stroke of strokes) {
+    context.moveTo(stroke[0][0] + 0.01, stroke[0][1]); // a dot has a length, too
+    for (const point of stroke) context.lineTo(...point);
   }
   context.stroke();
-  return Float32Array.from(context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 3), (a) => a / 255);
+  const opacities = context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 3);
+  return Float32Array.from(opacities, (value) => value / 255);
 }
 
 function startPad() {
@@ -361,7 +362,7 @@ function startRows() {
     $("legend").replaceChildren(...texts.map((text, i) =>
       make("span", {}, make("i", { style: `background: ${colourOf(best[i])}` }), text)));
     slider.setAttribute("aria-valuetext", [`${rows} of ${height} rows`, ...texts].join(", "));
-    for (const strip of document.querySelectorAll("#rows-part .strip")) strip.style.setProperty("--rows", rows);
+    $("rows-part").style.setProperty("--rows", rows);
   };
   const stop = () => {
     timer = clearInterval(timer);
@@ -383,7 +384,7 @@ function startRows() {
     show();
   };
   slider.max = slider.value = height;
-  $("curves").style.setProperty("--steps", height);
+  $("rows-part").style.setProperty("--steps", height);
 
   parts.push(async (reading) => {
     reading.rows = [];
@@ -395,7 +396,7 @@ function startRows() {
       if (rows % 4 === 3) await new Promise(requestAnimationFrame); // or the page would stop meanwhile
       if (state.reading !== reading) return; // another image was chosen
     }
-    best = showCurves(reading.rows.map(({ shares }) => shares));
+    if (facts.names.length) best = showCurves(reading.rows.map(({ shares }) => shares));
     show();
   });
 }
@@ -426,8 +427,7 @@ function showCurves(curves) {
     points: pointsOf(curves.map((shares, rows) => [rows / height, 1 - shares[label]]), 100, 100),
     style: `stroke: ${colourOf(label)}`,
   })));
-  say("mind", best.length ? `It makes up its mind at row ${since}: from there on, the likeliest label is ` +
-    `*${facts.names[end]}*.` : "");
+  say("mind", `It makes up its mind at row ${since}: from there on, the likeliest label is *${facts.names[end]}*.`);
   return best;
 }
 
@@ -516,7 +516,7 @@ function writeTexts() {
     ...facts, latents, height, active: active.length, allActive: active.length === latents, plane: facts.map.plane,
     labels: facts.names.length, knowsLabels: prior?.shares, foreign: facts.shown !== facts.trainedOn,
     columns: some(({ type }) => type === "Permute"), everyStep: some((layer) => layer.return_sequences),
-    count: count.toLocaleString("en"), parameters: facts.parameters.toLocaleString("en"), one,
+    count: count.toLocaleString("en"), parameters: facts.parameters.toLocaleString("en"),
     general: losses.general_loss?.toFixed(1), reconstruction: losses.reconstruction_loss?.toFixed(1),
     kl: losses.kl_loss?.toFixed(1), ground: paper > 0.5 ? "white" : "black",
   };
