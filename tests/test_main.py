@@ -1,0 +1,384 @@
+"""main.py: what it prints, what it saves, what it refuses, and that a run which is killed loses nothing."""
+
+import contextlib
+import csv
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, SMALL_RUN, finish, refuse, snapshot, start
+from PIL import Image
+
+import main
+from vae import files, plots, settings
+from vae.data import load, public
+from vae.run import LOSSES, Run
+from vae.runs import read_config
+
+FIGURES = ("loss_curves.png", "reconstructions.png", "training_images.png", "training.gif")
+PROMISED = {*FIGURES, "training_state.npz", "config.json", "encoder.keras", "decoder.keras", "history.csv", "prior.npz"}
+
+
+def history_of(folder: Path) -> list[dict]:
+    with open(folder / "history.csv", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock"}
+
+
+# Command lines
+
+
+HEAVY = {"keras", "tensorflow", "torch", "jax", "sklearn", "scipy", "matplotlib", "pooch", "requests"}
+
+
+def answer(script: str, *arguments: str) -> tuple[int, str, list[str]]:
+    """Return a script's status, output and lines of error, once it is sure that it imported nothing heavy."""
+    command = [sys.executable, "-X", "importtime", ROOT / script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    lines = done.stderr.splitlines()
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in lines if line.startswith("import time:")}
+    assert imported & HEAVY == set() and "numpy" in imported
+    return done.returncode, done.stdout, [line for line in lines if not line.startswith("import time:")]
+
+
+FLAGS = {
+    "main.py": "resume network dataset data transpose image-size validation-split epochs batch-size learning-rate "
+    "latent-dim hidden-dim prior components beta importance-samples likelihood variance binarize seed name "
+    "save-reconstructions precision tensorboard deterministic devices processes process coordinator",
+    "generator.py": "checkpoint count columns digit label scale seed output arrays interpolate manifold reconstruct "
+    "from dataset data transpose",
+    "evaluate.py": "checkpoint dataset data transpose binarize importance-samples images arrays figures seed json",
+    "explore.py": "checkpoint dataset data transpose output no-open",
+}
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_help_says_every_flag_with_its_default_at_once(script):
+    status, text, errors = answer(script, "--help")
+    assert (status, errors) == (0, [])
+    options = {part.partition("  ")[0]: part for part in re.split(r"\n  (?=-)", text.partition("options:")[2])[1:]}
+    assert {*re.findall(r"--[a-z-]+", " ".join(options))} >= {f"--{flag}" for flag in FLAGS[script].split()}
+    assert [flag for flag, part in options.items() if "--help" not in flag and "default" not in part] == []
+
+
+@pytest.mark.parametrize(
+    "command, status, words",
+    [
+        ("main.py --network nonsense", 2, "argument --network: invalid choice: 'nonsense'"),
+        ("main.py --beta 1e39", 2, "argument --beta: '1e39' is not a number from 0 to 1000000"),
+        ("main.py --data nowhere", 1, "--data "),
+        ("main.py --devices 2", 1, "--devices 2: only JAX"),
+        ("generator.py --checkpoint nowhere", 1, "--checkpoint nowhere: no such folder"),
+        ("explore.py --checkpoint nowhere", 1, "--checkpoint nowhere: no such folder"),
+        ("evaluate.py --transpose", 1, "--transpose: which images?"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once_in_one_line(command, status, words, root):
+    script, *arguments = command.split()
+    found, text, (line,) = answer(script, *arguments)
+    assert (found, text) == (status, "") and line.startswith(f"{script}: {words}") and not root.exists()
+
+
+def test_the_networks_are_listed_with_their_sizes_and_settings(capsys, plain_keras):
+    assert main.main(["--network", "help"]) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[::2]] == list(settings.NETWORKS)
+    assert lines[0].startswith("standard    1,283,232 parameters  Two LSTMs read rows and columns")
+    pace = "--epochs 30 --batch-size 256 --learning-rate 0.006 --hidden-dim 256 --latent-dim 16 --validation-split 0.3"
+    assert lines[7].strip() == pace
+
+
+# A run
+
+LOG = """\
+============================================================
+dataset =  digits (embedded in scikit-learn)
+image_size =  28 x 28
+train_images =  1500
+validation_images =  0
+test_images =  297
+{settings}
+device =  {device}
+parameters =  883,312 (training state: 11 MB)
+============================================================
+----- Encoder -----
+image:         (None, 28, 28)
+columns:       (None, 28, 28)
+lstm_rows:     (None, 28, 8)
+lstm_columns:  (None, 28, 8)
+flatten1:      (None, 224)
+flatten2:      (None, 224)
+concatenate:   (None, 448)
+dropout:       (None, 448)
+mu:            (None, 3)
+sigma:         (None, 3)
+epsilon:       (None, 3)
+z:             (None, 3)
+----- Decoder -----
+z:           (None, 3)
+dense1:      (None, 256)
+dense2:      (None, 3136)
+reshape:     (None, 7, 7, 64)
+tconv1:      (None, 7, 7, 64)
+tconv2:      (None, 14, 14, 32)
+tconv3:      (None, 14, 14, 4)
+pixels_2x2:  (None, 14, 14, 2, 2)
+interleave:  (None, 14, 2, 14, 2)
+logits:      (None, 28, 28)
+pixels:      (None, 28, 28)
+-> Training is started.
+{epochs}
+-> Plot of loss curves is saved in {folder}{sep}loss_curves.png
+-> Model is saved in {folder}
+-> Test: general loss {0:.2f} = reconstruction {1:.2f} + KL {2:.2f} nats per image (297 images of digits, one \
+posterior sample each)
+-> Draw digits from it: python generator.py --checkpoint {folder}
+"""
+
+
+def test_the_log_of_a_run_word_for_word(small_run):
+    """In a file there is nothing else: no notice of TensorFlow's, no progress bar. test_callbacks.py has the epochs."""
+    folder, log = small_run
+    (device,) = re.findall(r"^device =  (\S.*)$", log, re.MULTILINE)
+    epochs = "\n".join(re.findall(r"^\|--- Epoch: ./2 \t---> .*\d\.\d s$", log, re.MULTILINE))
+    own = {name: value for name, value in read_config(folder)["settings"].items() if name not in ("dataset", "data")}
+    del own["image_size"]
+    lines = "\n".join(f"{name} =  {value}" for name, value in own.items())
+    lines = lines.replace("prior =  mixture", "prior =  mixture of 30 Gaussians, learned")
+    losses = [history_of(folder)[-1][f"test_{name}"] for name in LOSSES]
+    wanted = LOG.format(*losses, settings=lines, device=device, epochs=epochs, folder=folder, sep=os.sep)
+    assert log == wanted and len(epochs.splitlines()) == 2
+
+
+def test_a_run_has_the_promised_files_and_a_history_that_adds_up(small_run):
+    folder, _ = small_run
+    assert names_in(folder) == PROMISED
+    first, last = history_of(folder)
+    for row in (first, last):
+        for prefix in ("", "test_"):
+            general, reconstruction, kl = (row[prefix + name] for name in LOSSES)
+            assert general == pytest.approx(reconstruction + kl, abs=0.01) and 0 < kl < general < 784
+        assert 0 < row["seconds"] < row["elapsed"]
+    assert last["general_loss"] < first["general_loss"] and last["elapsed"] > first["elapsed"]
+    for name in ("loss_curves.png", "reconstructions.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 300
+            assert np.ptp(np.asarray(picture.convert("L"))) == 255
+    assert set(np.unique(Image.open(folder / "training_images.png"))) == {0, 255}  # binary, as the network sees them
+    with Image.open(folder / "training.gif") as film:
+        assert film.n_frames == 2
+
+
+def test_the_config_of_a_run_says_all_about_it(small_run):
+    config, last = read_config(small_run.folder), history_of(small_run.folder)[-1]
+    fitted = {"components": 30, "shards": config["settings"]["shards"]}
+    assert config["settings"] == vars(settings.complete(main.parse(SMALL_RUN))) | fitted
+    assert config["settings"]["shards"] in (1, 2)
+    dataset = {"name": "digits", "sha256": load.load(load.Source("digits")).sha256, "image_size": [28, 28]}
+    dataset |= {"label_names": None, "warning": None, "reading": {}}
+    assert config["dataset"] == dataset | {"train_images": 1500, "validation_images": 0, "test_images": 297}
+    assert {"python", "keras", "numpy", config["backend"]} == set(config["versions"])
+    assert (config["epochs_done"], config["parameters"]) == (2, 883312)
+    assert len(config["activity"]) == 3 and min(config["activity"]) > 0
+    assert config["test"] == {name: last[f"test_{name}"] for name in LOSSES}
+    assert datetime.fromisoformat(config["finished"]).utcoffset().total_seconds() == 0
+
+
+def test_the_learning_rate_rises_and_falls_and_the_seed_gives_the_weights(plain_keras):
+    def build(*flags):
+        given = settings.complete(main.parse([*SMALL_RUN, "--components", "4", *flags]))
+        return main.build_vae(given, load.load(load.Source("digits")))
+
+    plain, same = build(), build()
+    other = build("--seed", "4", "--epochs", "5", "--beta", "4", "--prior", "normal")
+    bound = build("--importance-samples", "5", "--likelihood", "gaussian", "--variance", "0.5")
+    assert (plain.prior.means.shape, type(other.prior).__name__) == ((4, 3), "NormalPrior")
+    kernels = [vae.encoder.get_layer("lstm_rows").get_weights()[0] for vae in (plain, same, other)]
+    assert np.array_equal(kernels[0], kernels[1]) and not np.isclose(kernels[0], kernels[2]).all()
+    assert [(vae.beta, vae.variance, vae.importance_samples) for vae in (plain, other)] == [(1, None, 1), (4, None, 1)]
+    assert (bound.variance, bound.importance_samples) == (0.5, 5)
+    rate = other.optimizer._learning_rate  # 24 steps an epoch, 120 in all, 1 to warm up
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 1, 60.5, 120)], [0, 0.01, 0.005, 0], atol=1e-6)
+
+
+# Kill and resume
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    """Return all that training gave a run: state, models, prior, figures, and the history without times."""
+    one = Run.find(str(folder))
+    state = files.read_arrays(folder / "training_state.npz", "")
+    arrays = {name: array for name, array in state.items() if name not in ("config", "history")}
+    arrays |= vars(one.load_prior())
+    arrays["history"] = np.array([list(row.values())[:-2] for row in history_of(folder)])
+    models = [*one.load_encoder().get_weights(), *one.load_decoder().get_weights()]
+    arrays |= {f"model {number}": weights for number, weights in enumerate(models)}
+    return arrays | {name: np.asarray(Image.open(folder / name)) for name in FIGURES}
+
+
+def stop(number: signal.Signals, line: str, *arguments: str) -> tuple[int, str]:
+    """Stop main.py once it has printed that line; return its status, and what its terminal has shown.
+
+    Windows has no such terminals: there the run is killed.
+    """
+    terminal, end = open_terminal() if os.name == "posix" else (None, subprocess.DEVNULL)
+    options = {"stdout": subprocess.PIPE, "stderr": end, "start_new_session": True}
+    with start("main.py", *arguments, **options) as process:
+        try:  # the line does not wait in a buffer
+            assert any(text.startswith(line) for text in process.stdout)
+            process.send_signal(signal.SIGTERM if terminal is None else number)
+            process.wait(60)
+        finally:
+            process.kill()
+    return process.returncode, "" if terminal is None else read_terminal(terminal, end)
+
+
+def open_terminal() -> tuple[int, int]:
+    """Open a terminal of 150 columns; its second end is for a process to write to."""
+    import pty
+    import termios
+
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (40, 150))
+    return terminal, end
+
+
+def read_terminal(terminal: int, end: int) -> str:
+    """Return what was written to a terminal, and close it."""
+    os.set_blocking(terminal, False)
+    text = b""
+    with contextlib.suppress(BlockingIOError):  # there is no more
+        while part := os.read(terminal, 10_000):
+            text += part
+    os.close(terminal)
+    os.close(end)
+    return text.decode(errors="replace")
+
+
+def test_a_run_that_is_interrupted_killed_and_resumed_is_the_run_without_a_break(small_run, run_copy, root, here):
+    """The same to the last bit: with dropout, binary pixels, frames, and the schedule of the learning rate."""
+    folder = root / "mine"
+    status, shown = stop(signal.SIGINT, "|--- Epoch: 1/2 ", *SMALL_RUN, "--name", "mine")
+    if os.name == "posix":
+        assert status == 130 and "Traceback" not in shown
+        assert shown.rstrip().endswith(f"main.py: interrupted; go on with: python main.py --resume {folder}")
+        bar = r"Epoch 1/2: [^\r\n]*\d+/48 \[\d\d:\d\d<[\d:]+, .*general=[\d.]+, reconstruction=[\d.]+, kl=[\d.]+"
+        assert re.search(bar, shown)
+    stop(signal.SIGKILL, "-> Training is started.", "--resume", "--seed", "3")  # the flag says what the run says
+    assert (read_config(folder)["finished"], len(history_of(folder))) == (None, 1)
+    assert Run.find(None).folder == run_copy
+    assert main.main(["--resume", "--dataset", "digits"]) == folder
+    ours, theirs = arrays_of(folder), arrays_of(small_run.folder)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+    assert names_in(folder) == PROMISED and Run.find(None).folder == folder
+    elapsed = [row["elapsed"] for row in history_of(folder)]
+    assert elapsed == sorted(elapsed)
+
+
+def test_a_run_whose_end_is_missing_gets_it_and_then_nothing_is_left_to_do(small_run, run_copy, here, capsys):
+    """As if a kill had come after the last epoch."""
+    config = read_config(run_copy) | {"finished": None}
+    (run_copy / "config.json").write_text(json.dumps(config))
+    for name in ("loss_curves.png", "reconstructions.png", "training.gif"):
+        (run_copy / name).unlink()
+    assert main.main(["--resume"]) == run_copy
+    ours, theirs = arrays_of(run_copy), arrays_of(small_run.folder)
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+    before = snapshot(run_copy)
+    capsys.readouterr()
+    main.main(["--resume", str(run_copy), "--epochs", "2"])
+    text = capsys.readouterr().out
+    assert "is finished (2 epochs): nothing is left to do" in text and "larger --epochs" in text
+    assert snapshot(run_copy) == before
+
+
+# Other settings
+
+
+def test_own_images_and_half_precision_in_a_hostile_environment(here, tmp_path):
+    """Each file or variable has stopped a program of this kind. The terminal takes ASCII only."""
+    keras_json = {"image_data_format": "channels_first", "floatx": "float16", "epsilon": 0.1, "backend": "theano"}
+    (tmp_path / "keras.json").write_text(json.dumps(keras_json))
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: Qt5Agg\n")
+    environment = os.environ | {name: str(tmp_path) for name in ("KERAS_HOME", "MPLCONFIGDIR")}
+    environment |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
+    environment["KERAS_BACKEND"] = environment.get("KERAS_BACKEND", "TensorFlow")
+    images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
+    np.savez("数 own.npz", x_train=images, y_train=[*range(11), 10], x_test=images[:3], y_test=[0, 1, 2])
+    flags = [*SMALL[2:], "--epochs", "1", "--batch-size", "5", "--precision", "mixed_float16"]
+    done = finish("main.py", *flags, "--data", "数 own.npz", env=environment)
+    assert done.returncode == 0 and "\\u6570 own.npz" in done.stdout, done.stderr
+    folder = Run.find(None).folder
+    assert folder.name == "standard-own-001" and names_in(folder) == PROMISED
+    (row,) = history_of(folder)
+    assert np.isfinite(list(row.values())).all() and 100 < row["general_loss"] < 2000
+
+
+def test_all_at_once_without_network(root, here, monkeypatch, capsys):
+    """Held-out images, Gaussian pixels, saved reconstructions, on the digits, as MNIST is unavailable."""
+    monkeypatch.setitem(public.MIRRORS, "mnist", ("http://127.0.0.1:9/",))  # nobody answers there
+    titles = []
+    for name in ("loss_curves", "reconstructions"):
+        draw = getattr(plots, name)
+        monkeypatch.setattr(plots, name, lambda *given, draw=draw: titles.append(given[-1]) or draw(*given))
+    flags = ["--validation-split", "0.2", "--likelihood", "gaussian", "--variance", "0.05", "--save-reconstructions"]
+    has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+    folder = main.main([*SMALL[2:], "--epochs", "1", *flags, *["--tensorboard"] * has_tensorboard])
+    log = capsys.readouterr()
+    assert folder == root / "standard-digits-001"
+    assert names_in(folder) - {"tensorboard"} == PROMISED | {"reconstructions.npz"}
+    if has_tensorboard:
+        assert {path.parent.name for path in folder.glob("tensorboard/*/*tfevents*")} == {"train", "validation"}
+
+    # Nobody can miss that these are not MNIST's digits.
+    assert "!" * 80 in log.err and "MNIST" in log.err
+    assert re.search(r"^dataset =  digits \(.*; MNIST is unavailable\)$", log.out, re.MULTILINE)
+    assert [title.startswith("standard on digits, as MNIST is unavailable") for title in titles] == [True, True]
+    config = read_config(folder)
+    assert "MNIST" in config["dataset"]["warning"] and config["settings"]["dataset"] is None
+    assert "mnist" in refuse(main.main, [*SMALL[2:], "--dataset", "mnist"]) and names_in(root) == {folder.name}
+
+    # Held-out images are measured after each epoch, the test images at the end.
+    assert "train_images =  1200\nvalidation_images =  300\ntest_images =  297\n" in log.out
+    (row,), losses = history_of(folder), config["test"]
+    assert f"| Validation: {row['val_general_loss']:.2f} |" in log.out and "test_general_loss" not in row
+    assert losses["general_loss"] == pytest.approx(losses["reconstruction_loss"] + losses["kl_loss"], abs=1e-3)
+    assert f"-> Test: general loss {losses['general_loss']:.2f} = " in log.out and "(297 images of digits" in log.out
+    assert Run.find(None).load_reconstructions().shape == (1200, 28, 28)
+
+
+def test_a_loss_that_is_not_finite_is_one_line(root, here):
+    message = refuse(main.main, [*SMALL, "--network", "dense", "--learning-rate", "1e30", "--name", "mine"])
+    assert "finite in epoch 1" in message and "nothing was saved" in message and "--learning-rate" in message
+    assert not (root / "mine" / "decoder.keras").exists()
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_scripts_run_on_another_backend(backend, tmp_path):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    environment = os.environ | {"KERAS_BACKEND": backend, "VAE_CHECKPOINTS": str(tmp_path)}
+    for script, *arguments in (
+        ("main.py", *SMALL_RUN, "--name", "run", "--network", "readout", "--prior", "mixture"),
+        ("generator.py", "--checkpoint", "run", "--output", "digits.png"),
+        ("evaluate.py", "--checkpoint", "run", "--images", "9", "--importance-samples", "2"),
+    ):
+        done = finish(script, *arguments, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert read_config(tmp_path / "run")["backend"] == backend
+    first, last = history_of(tmp_path / "run")
+    assert last["general_loss"] < first["general_loss"]
