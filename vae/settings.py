@@ -74,7 +74,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if "default:" not in text:
             text += f" (default: {_describe_default(name, default)})"
         parser.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **options)
-    text = "go on with the run in DIR, or the newest unfinished one; or further, with more --epochs (default: a new run)"
+    text = "go on with the run in DIR, or the newest unfinished one; or further, with more --epochs (default: new run)"
     parser.add_argument("--resume", nargs="?", const="", default=argparse.SUPPRESS, metavar="DIR", help=text)
 
 
