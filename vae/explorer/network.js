@@ -33,6 +33,8 @@ async function unpack(object) { // put numbers in the place of all arrays in it
 
 const range = (length) => Array.from({ length }, (_, i) => i);
 const sum = (values) => values.reduce((total, value) => total + value, 0);
+const least = (values) => values.reduce((a, b) => Math.min(a, b));
+const most = (values) => values.reduce((a, b) => Math.max(a, b));
 const size = (shape) => shape.reduce((product, length) => product * length, 1);
 
 // ---- Layers. A tensor is {shape, data}, of one image or latent vector; layer.shape is the shape of a layer's output.
@@ -189,7 +191,7 @@ function choose(weights) { // an index, with a probability in proportion to its 
 }
 
 function logSumExp(terms) {
-  const largest = terms.reduce((a, b) => Math.max(a, b));
+  const largest = most(terms);
   return largest + Math.log(sum(terms.map((term) => Math.exp(term - largest))));
 }
 
@@ -243,10 +245,10 @@ function drawLabel(label) {
     const own = classes?.map((other) => other === label);
     return own?.includes(1) ? codeOf(choose(own)) : null;
   }
-  let surest = null, most = -1;
-  for (let tries = 0; tries < 11 && most < 0.9; tries++) {
-    const z = drawPrior(weights), sure = labelShares(z)[label];
-    if (sure > most) [surest, most] = [z, sure];
+  let surest = null, share = -1; // of the label, at the surest draw
+  for (let tries = 0; tries < 11 && share < 0.9; tries++) {
+    const z = drawPrior(weights), own = labelShares(z)[label];
+    if (own > share) [surest, share] = [z, own];
   }
   return surest;
 }

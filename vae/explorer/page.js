@@ -24,8 +24,8 @@ function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-function say(id, text) { // with *bold* words
-  $(id).replaceChildren(...text.split("*").map((part, i) => (i % 2 ? make("b", {}, part) : part)));
+function say(texts) { // by the id of the element
+  for (const [id, text] of Object.entries(texts)) $(id).textContent = text;
 }
 
 // Paint values, in rows of so many columns. `colour` turns a value into red, green, blue and opacity.
@@ -37,11 +37,11 @@ function paint(canvas, values, columns = width, colour = grey) {
 }
 
 const grey = (value) => [255 * value, 255 * value, 255 * value, 255];
-const signed = (most) => (value) => { // orange above zero, blue below; the root, so that small values are seen, too
+const signed = (end) => (value) => { // orange above zero, blue below; the root, so that small values are seen, too
   if (Number.isNaN(value)) return [128, 128, 128, 70]; // between two tiles
-  return [...(value > 0 ? [217, 107, 11] : [38, 104, 214]), 255 * Math.sqrt(Math.abs(value) / most)];
+  return [...(value > 0 ? [217, 107, 11] : [38, 104, 214]), 255 * Math.sqrt(Math.abs(value) / end)];
 };
-const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
+const largest = (values) => most([1e-9, ...values.map(Math.abs)]);
 
 function pointIn(element, event) { // in the unit square
   const box = element.getBoundingClientRect();
@@ -256,7 +256,7 @@ function rasterise(strokes) {
   const shape = [width, height], unit = Math.min(...shape) / 28;
   const ends = shape.map((length, axis) => {
     const values = strokes.flat().map((point) => point[axis] * length);
-    return [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
+    return [least(values), most(values)];
   });
   const longest = Math.max(...ends.map(([low, high]) => high - low));
   const scale = Math.min(4, ((20 - INK) * unit) / (longest + 1e-6)); // no further: a dot remains a dot
@@ -369,20 +369,18 @@ function startRows() {
     $("play").textContent = "Play";
   };
   const step = () => {
+    if (Number(slider.value) === height) return stop();
     slider.value++;
     show();
-    if (Number(slider.value) === height) stop();
   };
-  $("play").onclick = () => {
-    if (timer) return stop();
+  const play = () => {
     slider.value = 0;
     $("play").textContent = "Stop";
     timer = setInterval(step, 5000 / height);
   };
-  slider.oninput = () => {
-    stop();
-    show();
-  };
+  $("play").onclick = () => (timer ? stop() : play());
+  slider.addEventListener("input", stop);
+  slider.addEventListener("input", show);
   slider.max = slider.value = height;
   $("rows-part").style.setProperty("--steps", height);
 
@@ -420,14 +418,14 @@ const inSource = (line) => (line ? ` (${line})` : "");
 
 // Draw the shares of the likeliest labels, from those of all labels after each row. Returns these labels.
 function showCurves(curves) {
-  const most = facts.names.map((_, label) => Math.max(...curves.map((shares) => shares[label])));
-  const best = sortedBy(most).slice(0, 5).filter((label) => most[label] > 0.1), [end] = sortedBy(curves.at(-1));
+  const peaks = facts.names.map((_, label) => most(curves.map((shares) => shares[label])));
+  const best = sortedBy(peaks).slice(0, 5).filter((label) => peaks[label] > 0.1), [end] = sortedBy(curves.at(-1));
   const since = curves.findLastIndex((shares) => sortedBy(shares)[0] !== end) + 1;
   $("curves").firstElementChild.replaceChildren(...best.map((label) => svg("polyline", {
     points: pointsOf(curves.map((shares, rows) => [rows / height, 1 - shares[label]]), 100, 100),
     style: `stroke: ${colourOf(label)}`,
   })));
-  say("mind", `It makes up its mind at row ${since}: from there on, the likeliest label is *${facts.names[end]}*.`);
+  say({ "mind-row": since, "mind-label": facts.names[end] });
   return best;
 }
 
@@ -461,11 +459,10 @@ function startStages() {
     selected = layer;
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", stages[i] === layer));
     const { name, type, shape, activation, line } = layer, about = $("about").content;
-    const text = (key) => about.getElementById(key)?.textContent ?? "";
-    say("stage-text", `*${name}*: ${text(name) || text(type)} ${text(activation)} Its output has the shape ` +
-      `${shape.join(" × ")}${inSource(line)}.`);
+    const textOf = (key) => about.getElementById(key)?.textContent ?? "";
+    const sentence = `${textOf(name) || textOf(type)} ${textOf(activation)}`;
+    say({ "stage-name": name, "stage-about": sentence, "stage-shape": shape.join(" × ") + inSource(line) });
     paintStage($("stage"), layer);
-    $("stage").setAttribute("aria-label", `the numbers that leave ${name}`);
   };
   $("stages").append(...buttons);
   parts.push((reading) => {
@@ -478,8 +475,8 @@ function startStages() {
 // Draw a bar for each latent dimension, the most active first, with a line from value - spread to value + spread.
 function showBars(root, title, values, spreads) {
   const order = [...facts.active, ...range(latents).filter((i) => !facts.active.includes(i))];
-  const most = largest(order.flatMap((i) => [values[i] - spreads[i], values[i] + spreads[i]]));
-  const y = (value) => 50 - (50 * value) / most;
+  const end = largest(order.flatMap((i) => [values[i] - spreads[i], values[i] + spreads[i]]));
+  const y = (value) => 50 - (50 * value) / end;
   const spread = (i) => (spreads[i] ? ` ± ${spreads[i].toFixed(2)}` : "");
   const texts = order.map((i) => `z${i + 1}: ${values[i].toFixed(2)}${spread(i)}`);
   const bars = order.map((i, place) => svg("g", {}, svg("title", {}, texts[place]),
@@ -489,7 +486,7 @@ function showBars(root, title, values, spreads) {
     svg("path", { d: `M0 50H${10 * latents}`, class: "zero" }), ...bars);
   picture.setAttribute("aria-label", texts.join(", "));
   const ticks = latents <= 40 ? order.map((i) => make("span", {}, i + 1)) : [];
-  root.replaceChildren(make("h3", {}, `${title} (up to ${most.toFixed(1)})`), picture);
+  root.replaceChildren(make("h3", {}, `${title} (up to ${end.toFixed(1)})`), picture);
   root.append(make("div", { className: "ticks" }, ...ticks));
 }
 
@@ -498,9 +495,9 @@ function showBars(root, title, values, spreads) {
 function startCosts() {
   const heat = [217, 107, 11];
   parts.push(({ pixelLosses, reconstruction, logQ, logPrior, kl }) => {
-    const least = pixelLosses.reduce((a, b) => Math.min(a, b)), most = pixelLosses.reduce((a, b) => Math.max(a, b));
-    paint($("heat"), pixelLosses, width, (value) => [...heat, (255 * (value - least)) / (most - least || 1)]);
-    say("heat-text", `From ${least.toFixed(2)} (pale) to ${most.toFixed(2)} nats a pixel.`);
+    const low = least(pixelLosses), high = most(pixelLosses);
+    paint($("heat"), pixelLosses, width, (value) => [...heat, (255 * (value - low)) / (high - low || 1)]);
+    say({ "heat-low": low.toFixed(2), "heat-high": high.toFixed(2) });
     const terms = { reconstruction, "log-q": sum(logQ), "log-prior": -logPrior, total: reconstruction + kl };
     for (const [id, value] of Object.entries(terms)) $(id).textContent = value.toFixed(1);
     showBars($("q-bars"), "log q(z|x) of each dimension, in nats", logQ, logQ.map(() => 0));
@@ -518,7 +515,7 @@ function writeTexts() {
     columns: some(({ type }) => type === "Permute"), everyStep: some((layer) => layer.return_sequences),
     count: count.toLocaleString("en"), parameters: facts.parameters.toLocaleString("en"),
     general: losses.general_loss?.toFixed(1), reconstruction: losses.reconstruction_loss?.toFixed(1),
-    kl: losses.kl_loss?.toFixed(1), ground: paper > 0.5 ? "white" : "black",
+    kl: losses.kl_loss?.toFixed(1), ground: paper > 0.9 ? "white" : paper < 0.1 ? "black" : "grey",
   };
   for (const root of [document, $("reading").content]) {
     for (const element of root.querySelectorAll("[data-if]")) if (!values[element.dataset.if]) element.remove();
@@ -542,6 +539,6 @@ async function start() {
 }
 
 start().catch((error) => {
-  say("lede", `This browser cannot show the page (${error.message}). A newer one can.`);
+  say({ lede: `This browser cannot show the page (${error.message}). A newer one can.` });
   throw error;
 });
