@@ -9,8 +9,8 @@ import numpy as np
 
 from vae.terminal import UserError
 
+PARTS = ("train", "test", "validation")
 EMBEDDED = "embedded in scikit-learn"
-HELP = "docs/data.md has rules and recipes"
 PIECE = 2**20  # pixels that are looked at or converted at a time
 
 
@@ -76,31 +76,27 @@ class Dataset:
 
 @dataclass
 class Draft:
-    """A data set in the making: the arrays that were found at `source`, and what the user must be told."""
+    """A data set in the making: arrays by role ("train images", "test labels" ...), and what the user must be told."""
 
-    source: str  # in words
     reading: dict  # that of the run whose model is shown the images; {} where they are to train on
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # by role: train_images, test_labels ...
+    run_names: list[str] | None = None  # of that run's labels: [] where they are numbers, None where there is no run
     label_names: tuple[str, ...] | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # how input was converted
     warnings: list[str] = field(default_factory=list)  # what looks wrong
 
-    def where(self, role: str) -> str:
-        """The images or labels of this role, in words."""
-        return f"{self.source}: {role.replace('_', ' ')}"
-
-    def finish(self, name: str) -> Dataset:
+    def finish(self, name: str, source: str) -> Dataset:
         """Return the data set. A part that was not found has no images."""
-        roles = ("train_images", "test_images", "validation_images")
-        parts = [self.arrays[role] for role in roles if role in self.arrays]
-        arrays = {role: parts[0][:0] for role in roles[:2]} | dict.fromkeys(("train_labels", "test_labels", roles[2]))
+        parts = [self.arrays[f"{part} images"] for part in PARTS if f"{part} images" in self.arrays]
+        arrays = {"train_images": parts[0][:0], "test_images": parts[0][:0]}
+        arrays |= dict.fromkeys(("train_labels", "validation_images", "test_labels"))
         return Dataset(
             name=name,
-            **(arrays | self.arrays),
+            **(arrays | {role.replace(" ", "_"): array for role, array in self.arrays.items()}),
             sha256=_fingerprint(parts),
-            source=self.source,
+            source=source,
             warning="\n".join(self.warnings) or None,
-            notes=tuple(self.notes),
+            notes=tuple(f"{source}: {note}" for note in self.notes),
             label_names=self.label_names,
             reading=self.reading,
         )
@@ -138,13 +134,16 @@ def hold_out(dataset: Dataset, share: float, seed: int, part: str = "validation"
         return replace(dataset, notes=(*dataset.notes, f"{note} and no --validation-split"))
     images, labels = dataset.train_images, dataset.train_labels
     held = max(1, round(share * len(images)))
+    what = f"{held:,} of {len(images):,} training images are held out as {part} images"
     if held >= len(images):
-        what = f"{held:,} of {len(images):,} training images would be held out as {part} images"
-        raise UserError(f"{dataset.source}: {what}; give more images, or another --validation-split")
+        raise UserError(f"{dataset.source}: {what}: none is left; add images, or change --validation-split")
     order = np.random.default_rng(seed).permutation(len(images))
     rest, out = np.sort(order[held:]), np.sort(order[:held])
-    moved = {f"{part}_images": _take(images, out)} | ({"test_labels": _take(labels, out)} if part == "test" else {})
-    return replace(dataset, train_images=_take(images, rest), train_labels=_take(labels, rest), **moved)
+    moved = {"validation_images": _take(images, out)}
+    if part == "test":
+        moved = {"test_images": _take(images, out), "test_labels": _take(labels, out)}
+    moved |= {"train_images": _take(images, rest), "train_labels": _take(labels, rest)}
+    return replace(dataset, **moved, notes=(*dataset.notes, f"{dataset.source}: {what}"))
 
 
 def _take(array: Images | None, rows: np.ndarray) -> Images | None:
@@ -152,19 +151,3 @@ def _take(array: Images | None, rows: np.ndarray) -> Images | None:
     if isinstance(array, (np.memmap, Subset)) and len(array.shape) == 3:
         return Subset(array, rows)
     return None if array is None else array[rows]
-
-
-def number_as_in_run(dataset: Dataset, names: list[str]) -> Dataset:
-    """Give the test labels the numbers that their names have in a run whose labels have these `names`.
-
-    Names that the run does not have get the next numbers. Where it has none of them, the labels are left out.
-    """
-    if dataset.test_labels is None or names == list(dataset.label_names or []):
-        return dataset
-    found, rows = np.unique(dataset.named_test_labels, return_inverse=True)
-    texts = found.astype(str).tolist()
-    if not set(names) & set(texts):
-        note = f"{dataset.source}: its classes have other names than those of the run: labels are left out"
-        return replace(dataset, test_labels=None, label_names=None, notes=(*dataset.notes, note))
-    names = [*names, *(text for text in texts if text not in names)]
-    return replace(dataset, test_labels=np.array([names.index(text) for text in texts])[rows], label_names=tuple(names))

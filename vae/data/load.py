@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vae.data import convert, readers
-from vae.data.dataset import EMBEDDED, HELP, Dataset, Draft, hold_out, number_as_in_run
+from vae.data.dataset import Dataset, Draft, hold_out
 from vae.terminal import UserError
 
 TEST_SHARE = 0.1  # of the images, where there are no test images
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm")  # of pictures
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm")  # of files
 
 
 @dataclass(frozen=True)
@@ -31,91 +31,65 @@ def load(source: Source) -> Dataset:
     With neither: MNIST, or the digits with a warning where MNIST is in no cache and cannot be downloaded. Raises
     UserError for a data set that is unavailable, and for files that are missing, damaged or hostile.
     """
-    dataset = _load(source, may_be_picture=False)
+    dataset = _load(source)
     if not len(dataset.train_images):
-        raise UserError(f"{dataset.source}: holds no images to train on; add some, such as x_train; {HELP}")
-    return dataset if len(dataset.test_images) else _hold_out_test(dataset, source.seed)
+        raise UserError(f"{dataset.source}: holds no images to train on; add some, such as x_train")
+    return dataset if len(dataset.test_images) else hold_out(dataset, TEST_SHARE, source.seed, "test")
 
 
 def load_shown(source: Source, config: dict) -> Dataset:
-    """Load images to show to the model of a run with this config.json: `test_images`, and their labels as in the run.
+    """Load images to show to the model of a run with this config.json: `test_images`, with labels as in the run.
 
     Without a data set or a path: what the run was trained on. All images of a set without test images are shown, or,
     of the run's own set, those that were held out. Sizes and `reading` are the run's.
     """
     own, trained = config["settings"], config["dataset"]
     if source.data is None and source.dataset is None:
-        if own["data"] and not os.path.exists(own["data"]):
-            raise UserError(f"{own['data']}: the images of the run are gone; say with --data where they are")
         source = Source(None if own["data"] else trained["name"], own["data"], own["transpose"])
     source = replace(source, image_size=trained["image_size"], reading=trained.get("reading", {}))
-    dataset = _load(source, may_be_picture=True)
-    if not len(dataset.test_images) and dataset.sha256 == trained["sha256"]:
-        dataset = _hold_out_test(dataset, own["seed"])
-    elif not len(dataset.test_images):
-        images, labels = dataset.train_images, dataset.train_labels
-        shown = {"test_images": images, "test_labels": labels}
-        dataset = replace(dataset, train_images=images[:0], train_labels=None, **shown)
-    return number_as_in_run(dataset, list(trained["label_names"] or []))
+    dataset = _load(source, list(trained["label_names"] or []))
+    if len(dataset.test_images):
+        return dataset
+    if dataset.sha256 == trained["sha256"]:
+        return hold_out(dataset, TEST_SHARE, own["seed"], "test")
+    shown = {"test_images": dataset.train_images, "test_labels": dataset.train_labels}
+    return replace(dataset, train_images=dataset.train_images[:0], train_labels=None, **shown)
 
 
-def _hold_out_test(dataset: Dataset, seed: int) -> Dataset:
-    held = hold_out(dataset, TEST_SHARE, seed, "test")
-    what = f"{len(held.test_images):,} of {len(dataset.train_images):,} images are held out as the test set"
-    return replace(held, notes=(*held.notes, f"{dataset.source}: holds no test images; {what}"))
-
-
-def _load(source: Source, may_be_picture: bool) -> Dataset:
+def _load(source: Source, run_names: list[str] | None = None) -> Dataset:
     """Load a data set with the parts that it has: a part that it lacks has no images."""
-    draft, size = Draft("", dict(source.reading)), source.image_size
-    size = (size, size) if isinstance(size, int) else size and tuple(size)
-    if source.data is None:
-        name = _read_public(draft, source.dataset)
-    else:
-        name = _read_own(draft, source.data, size, may_be_picture)
-    convert.convert(draft, size, source.transpose)
-    return draft.finish(re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:64] or "data")
-
-
-def _read_public(draft: Draft, dataset: str | None) -> str:
-    """Read a public data set, or the digits where MNIST is unavailable and no data set was asked for; its name."""
     from vae.data import public
 
-    name = dataset or "mnist"
+    draft, size = Draft(dict(source.reading), run_names), source.image_size
+    size = (size, size) if isinstance(size, int) else size and tuple(size)
     try:
-        if name != "digits":
-            path, draft.source = public.find(name)
-            readers.read(draft, path)
-            return name
+        if source.data is None:
+            name, place = public.read(draft, source.dataset)
+        else:
+            name, place = _read_own(draft, source.data)
+        convert.convert(draft, size, source.transpose)
     except UserError as error:
-        if dataset is not None:
-            raise UserError(f"--dataset {name}: {error}") from error
-        what = "The 1,797 small digits of scikit-learn replace it: its losses do not compare with MNIST's"
-        draft.warnings.append(f"{error}. {what}")
-    draft.source, draft.arrays = EMBEDDED, public.load_digits()
-    return "digits"
+        flag = f"--dataset {source.dataset}" if source.data is None else f"--data {source.data}"
+        raise UserError(f"{flag}: {error}; docs/data.md has rules and recipes") from error
+    return draft.finish(name, place)
 
 
-def _read_own(draft: Draft, data: str, size: tuple[int, int] | None, may_be_picture: bool) -> str:
-    """Read the user's own images; return their name."""
-    if "://" in data:
-        raise UserError(f"--data {data}: is an address; download it, and give the path of the file or folder")
+def _read_own(draft: Draft, data: str) -> tuple[str, str]:
+    """Read the user's own images; return a name for them that is fit for a folder, and their source in words."""
     path = Path(data).expanduser()
     if not os.path.exists(path):
-        raise UserError(f"--data {data}: there is no such file or folder; check the path")
-    ending, draft.source = path.suffix.lower(), str(path)
-    is_picture = path.is_file() and ending in ENDINGS
-    if is_picture and not may_be_picture:
-        raise UserError(f"{path}: is one picture; give the folder of all pictures; {HELP}")
-    if path.is_file() and ending not in (*ENDINGS, ".npz", ".csv"):
-        raise UserError(f"{path}: is no .npz or .csv; if it is one of several files, give their folder; {HELP}")
+        raise UserError("there is no such file or folder" + ("; download it first" if "://" in data else ""))
+    is_picture = path.suffix.lower() in PICTURES and draft.run_names is not None
+    if path.is_file() and not is_picture and path.suffix.lower() not in (".npz", ".csv"):
+        raise UserError("it is no folder, .npz or .csv; if it is one of several files or pictures, give their folder")
     try:
-        if is_picture or (path.is_dir() and readers.IMAGE_FILES.isdisjoint(map(str.lower, os.listdir(path)))):
+        if is_picture if path.is_file() else readers.IMAGE_FILES.isdisjoint(map(str.lower, os.listdir(path))):
             from vae.data import pictures
 
-            pictures.read(draft, path, size)
+            pictures.read(draft, path)
         else:
             readers.read(draft, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-    return path.stem if path.is_file() else path.resolve().name
+        raise UserError(f"it cannot be read ({error.strerror or error}); check its permissions") from error
+    stem = path.stem if path.is_file() else path.resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".-")[:64] or "data", str(path)

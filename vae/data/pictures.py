@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from vae.data.convert import nearest_size
-from vae.data.dataset import HELP, Draft
+from vae.data.dataset import Draft
 from vae.data.readers import explain
 from vae.terminal import UserError
 
@@ -17,8 +17,8 @@ PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "valida
 NO_CLASSES = ("training", "testing", "val", "valid", "validation", "dev")
 
 
-def read(draft: Draft, path: Path, wanted: tuple[int, int] | None) -> None:
-    """Read all pictures of a folder, or one picture, scaled to the `wanted` size, else to the nearest to theirs.
+def read(draft: Draft, path: Path) -> None:
+    """Read all pictures of a folder, or one picture, scaled to the size that networks take which is nearest to theirs.
 
     The images of a part are in the order of their files' names. Files that Pillow cannot open are skipped and counted.
     """
@@ -29,25 +29,26 @@ def read(draft: Draft, path: Path, wanted: tuple[int, int] | None) -> None:
         for part, label, file in tqdm(files, "pictures", leave=False, disable=None):
             picture = _open(file) if part else None
             if picture is None:
-                skipped.append(file)
-                continue
-            sizes.append((picture.height, picture.width))
-            found.setdefault(part, []).append((_scale(picture, wanted or nearest_size(*sizes[-1])), label))
+                skipped.append(file.name)
+            else:
+                sizes.append((picture.height, picture.width))
+                found.setdefault(part, []).append((_scale(picture, nearest_size(*sizes[-1])), label))
     if not found:
-        raise explain(path, "holds no pictures, and no arrays under known names")
-    size = wanted or nearest_size(*np.median(sizes, axis=0))
+        raise UserError(f"there are no pictures, and no arrays under known names; {explain(path)}")
+    size = nearest_size(*np.median(sizes, axis=0))
     modes = {picture.mode for pairs in found.values() for picture, _ in pairs}
+    if "I" in modes and len(modes) > 1:
+        raise UserError("some pictures have 8 bits for a pixel, some more; save them alike")
     for part, pairs in found.items():
-        draft.arrays[f"{part}_images"] = np.stack([_to_array(_scale(picture, size), modes) for picture, _ in pairs])
+        pictures = [_scale(picture, size).convert("RGBA" if "RGBA" in modes else picture.mode) for picture, _ in pairs]
+        draft.arrays[f"{part} images"] = np.stack([np.asarray(picture) for picture in pictures])
         if pairs[0][1] is not None and part != "validation":
-            draft.arrays[f"{part}_labels"] = np.array([label for _, label in pairs])
+            draft.arrays[f"{part} labels"] = np.array([label for _, label in pairs])
     if set(sizes) != {size}:
-        least, most = np.min(sizes, axis=0), np.max(sizes, axis=0)
-        found = "{} x {} to {} x {} pixels are scaled to {} x {}".format(*least, *most, *size)
-        draft.notes.append(f"{path}: pictures of {found}")
+        draft.notes.append("pictures are scaled to {} x {} pixels".format(*size))
     if skipped:
         what = "files that are no pictures, are damaged, or lie beside the classes' folders are skipped"
-        draft.notes.append(f"{path}: {what}: {len(skipped):,} (the first: {skipped[0].name!r})")
+        draft.notes.append(f"{what}: {len(skipped):,} (the first: {skipped[0]!r})")
 
 
 def _find_files(draft: Draft, folder: Path) -> list[tuple[str | None, str | None, Path]]:
@@ -56,7 +57,7 @@ def _find_files(draft: Draft, folder: Path) -> list[tuple[str | None, str | None
     parts = {PARTS[place.name.lower()]: place for place in folders if place.name.lower() in PARTS}
     if parts.keys() & {"train", "test"}:
         rest = [place.name for place in (*folders, *files) if place not in parts.values()]
-        draft.notes += [f"{folder}: not read: {', '.join(rest)[:200]}"] if rest else []
+        draft.notes += [f"not read: {', '.join(rest)[:200]}"] if rest else []
     else:
         parts = {"train": folder}
     found = []
@@ -65,9 +66,9 @@ def _find_files(draft: Draft, folder: Path) -> list[tuple[str | None, str | None
         classes = [inner for inner in folders if any(_list(inner))]  # an empty one is none
         for inner in classes:
             if inner.name.lower() in NO_CLASSES:
-                raise UserError(f"{inner}: is no name of a class; call the parts train, test and val; {HELP}")
+                raise UserError(f"{inner.name} is no name of a class; call the parts train, test and val")
             if deeper := _list(inner)[0]:
-                raise explain(folder, f"{inner.name} holds a folder ({deeper[0].name}), as no class does")
+                raise UserError(f"{inner.name} holds a folder ({deeper[0].name}), as no class does; {explain(folder)}")
             found += [(part, inner.name, file) for file in _list(inner)[1]]
         found += [(None if classes else part, None, file) for file in loose]
     return sorted(found, key=lambda file: (file[2].name, file[2]))
@@ -97,10 +98,3 @@ def _open(path: Path) -> Image.Image | None:
 
 def _scale(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize(size[::-1], Image.Resampling.BILINEAR)
-
-
-def _to_array(picture: Image.Image, modes: set[str]) -> np.ndarray:
-    """A picture as an array: of 4 channels if some pictures are transparent, of 16 bits if some are deep."""
-    if "RGBA" in modes:
-        return np.asarray(picture.convert("RGBA"))
-    return np.asarray(picture) * np.int32(257) if modes == {"I", "L"} and picture.mode == "L" else np.asarray(picture)

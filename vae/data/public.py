@@ -1,18 +1,20 @@
 """The public sets: MNIST and Fashion-MNIST, found in a cache or downloaded, and the digits embedded in scikit-learn."""
 
-import hashlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
+import pooch
 
-from vae.data.readers import MNIST
+from vae.data import readers
+from vae.data.dataset import EMBEDDED, Draft
 from vae.terminal import UserError, as_path
 
 PATIENCE = 6.0  # seconds in which a mirror must answer
-FILES = tuple(f"{name}.gz" for name in MNIST)
+FILES = tuple(f"{name}.gz" for name in readers.MNIST)
 CHECKSUMS = {  # in the order of FILES
     "mnist": (
         "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -29,10 +31,7 @@ CHECKSUMS = {  # in the order of FILES
 }
 KERAS_NPZ = {"mnist": "sha256:731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"}  # Keras's own copy
 MIRRORS = {
-    "mnist": (
-        "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    ),
+    "mnist": ("https://storage.googleapis.com/cvdf-datasets/mnist/", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     "fashion-mnist": (
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
@@ -40,43 +39,45 @@ MIRRORS = {
 }
 
 
-def find(name: str) -> tuple[Path, str]:
-    """Find a public data set in this project's cache or in Keras's, or download it: its path, and its source in words.
+def read(draft: Draft, name: str | None) -> tuple[str, str]:
+    """Read a public data set, found in a cache or downloaded; return its name, and its source in words.
 
-    Raises UserError where it is in neither cache and no mirror has it.
+    Without a name: MNIST, or the digits with a warning. UserError where the set is in no cache and no mirror has it.
     """
-    import pooch
+    try:
+        if name != "digits":
+            path, source = find(name or "mnist")
+            readers.read(draft, path)
+            return name or "mnist", source
+    except UserError as error:
+        if name is not None:
+            raise
+        what = "The 1,797 small digits of scikit-learn replace it: their losses do not compare with MNIST's"
+        draft.warnings.append(f"{error}. {what}")
+    draft.arrays = load_digits()
+    return "digits", EMBEDDED
 
+
+def find(name: str) -> tuple[Path, str]:
+    """Find a public data set in this project's cache or in Keras's, or download it: its path, and its source."""
     cache = as_path(os.environ.get("VAE_CACHE") or pooch.os_cache("lstm-vae")) / name
     keras_cache = as_path(os.environ.get("KERAS_HOME") or "~/.keras") / "datasets"
+    checksums = dict(zip(FILES, CHECKSUMS[name], strict=True))
     for folder in (cache, keras_cache / name):
-        if not _find_missing(name, folder):
+        if all(_is_intact(folder / file, checksum) for file, checksum in checksums.items()):
             return folder, f"cache {folder}"
     npz = keras_cache / f"{name}.npz"  # Keras writes in place: this file may be incomplete
     if name in KERAS_NPZ and _is_intact(npz, KERAS_NPZ[name]):
         return npz, f"cache {npz}"
-    return cache, f"downloaded from {_download(name, cache)}"
-
-
-def _find_missing(name: str, folder: Path) -> dict[str, str]:
-    """The files, each with its checksum, that the folder lacks or has with other content."""
-    checksums = zip(FILES, CHECKSUMS[name], strict=True)
-    return {file: checksum for file, checksum in checksums if not _is_intact(folder / file, checksum)}
+    return cache, f"downloaded from {_download(name, checksums, cache)}"
 
 
 def _is_intact(path: Path, checksum: str) -> bool:
-    algorithm, expected = checksum.split(":")
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest() == expected
-    except OSError:
-        return False
+    return path.is_file() and pooch.file_hash(path, checksum.partition(":")[0]) == checksum.partition(":")[2]
 
 
-def _download(name: str, folder: Path) -> str:
-    """Download the missing files from the first mirror that has them all; return its host."""
-    import pooch
-
+def _download(name: str, checksums: dict[str, str], folder: Path) -> str:
+    """Download the files that the folder lacks from the first mirror that has them all; return its host."""
     pooch.get_logger().setLevel("ERROR")
     headers = {"Accept-Encoding": "identity"}  # otherwise a server may send the file unpacked
     stream = pooch.HTTPDownloader(timeout=PATIENCE, headers=headers, progressbar=sys.stderr.isatty())
@@ -85,27 +86,27 @@ def _download(name: str, folder: Path) -> str:
         host = urlsplit(mirror).netloc
         print(f"-> Downloading {name} from {host}", file=sys.stderr)
         try:
-            for file, checksum in _find_missing(name, folder).items():
+            for file, checksum in checksums.items():
                 pooch.retrieve(mirror + file, checksum, file, folder, downloader=stream)
             return host
         except (OSError, ValueError) as error:  # a ValueError is a wrong checksum
             reason = "another file" if isinstance(error, ValueError) else type(error).__name__
             failures.append(f"{host}: {reason}")
     what = f"it is neither in the cache {folder} nor on a mirror ({'; '.join(failures)})"
-    remedy = "check the network, use --data FOLDER, or move the cache by the environment variable VAE_CACHE"
+    remedy = "check the network, use --data FOLDER, or let the environment variable VAE_CACHE name another cache"
     raise UserError(f"{name.upper()} is unavailable: {what}; {remedy}")
 
 
 def load_digits() -> dict[str, np.ndarray]:
     """The 1,797 real digits in scikit-learn, 1,500 of them to train on, scaled smoothly to the look of MNIST."""
-    from sklearn import datasets
-
-    small, labels = datasets.load_digits(return_X_y=True)
+    package = Path(importlib.util.find_spec("sklearn").origin).parent  # to import it would take a second
+    table = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    small, labels = table[:, :64], table[:, 64]
     # Bilinear interpolation as a matrix. The 8 pixels fill the middle 20 of 28, where MNIST has its digits, and fade
     # into black around them. Row i of the large image has its centre at position[i] of the small one.
     position = (np.arange(28) - 13.5) * 8 / 20 + 3.5
     weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(8)))  # (28, 8)
     large = weights @ small.reshape(-1, 8, 8) @ weights.T  # (1797, 28, 28)
-    images, labels = np.rint(large * (255 / 16)).astype(np.uint8), labels.astype(np.uint8)
-    arrays = {"train_images": images[:1500], "train_labels": labels[:1500]}
-    return arrays | {"test_images": images[1500:], "test_labels": labels[1500:]}
+    images = np.rint(large * (255 / 16)).astype(np.uint8)
+    arrays = {"train images": images[:1500], "train labels": labels[:1500]}
+    return arrays | {"test images": images[1500:], "test labels": labels[1500:]}

@@ -11,17 +11,15 @@ import re
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from vae.data.dataset import HELP, Draft
+from vae.data.dataset import Draft
 from vae.files import LARGEST
 from vae.terminal import UserError
 
-ROLES = ("train_images", "train_labels", "test_images", "test_labels", "validation_images")
+ROLES = ("train images", "train labels", "test images", "test labels", "validation images")
 MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 NAMES = {  # of arrays, and their roles; of two with one role, the first is read
     **dict(zip(("x_train", "y_train", "x_test", "y_test", "x_val"), ROLES, strict=True)),
@@ -31,7 +29,7 @@ NAMES = {  # of arrays, and their roles; of two with one role, the first is read
 FORMS = (  # of a folder: the names of its files, and their roles; the first form that a folder has is read
     {name + ending: role for ending in ("", ".gz") for name, role in zip(MNIST, ROLES, strict=False)},
     {f"{name}.npy": role for name, role in NAMES.items()},
-    {"train.csv": "train_images", "test.csv": "test_images"},
+    {"train.csv": "train images", "test.csv": "test images"},
 )
 IMAGE_FILES = frozenset(name for form in FORMS for name, role in form.items() if role.endswith("images"))
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -39,21 +37,16 @@ IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 def read(draft: Draft, path: Path) -> None:
     """Read the arrays of an .npz or .csv file, or of a folder that holds one of IMAGE_FILES."""
-    files = {"train_images": path}
+    files = {"train images": path}
     if path.is_dir():
         found = {file.name.lower(): file for file in sorted(path.iterdir())}
         files = _pick(draft, found, next(form for form in FORMS if IMAGE_FILES & form.keys() & found.keys()))
     for role, file in files.items():
-        with _in_one_line(file):
-            ending = file.suffix.lower()
-            if ending == ".npz":
-                _read_npz(draft, file)
-            elif ending == ".csv":
-                _read_csv(draft, file, role)
-            elif ending == ".npy":  # mapped: it is read when it is used, and may be larger than memory
-                draft.arrays[role] = np.lib.format.open_memmap(file, mode="r")
-            else:
-                draft.arrays[role] = _read_idx(file)
+        try:
+            _read_file(draft, file, role)
+        except Exception as error:  # zipfile, zlib, NumPy and Python's parser each have errors of their own
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
+            raise UserError(f"{file.name}: cannot be read: {reason}; get a sound copy of it") from error
 
 
 def _pick(draft: Draft, found: dict, roles: dict[str, str]) -> dict:
@@ -63,22 +56,20 @@ def _pick(draft: Draft, found: dict, roles: dict[str, str]) -> dict:
         picked.setdefault(roles[name], found[name])
     rest = [name for name, value in found.items() if value not in picked.values() and not name.startswith(".")]
     if rest:
-        draft.notes.append(f"{draft.source}: not read: {', '.join(rest)[:200]}")
+        draft.notes.append(f"not read: {', '.join(rest)[:200]}")
     return picked
 
 
-@contextmanager
-def _in_one_line(path: Path) -> Iterator[None]:
-    """Turn whatever a reader raises into a UserError of one line that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # zipfile, zlib, NumPy and Python's parser each have errors of their own
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
-        is_pickle = "object" in reason.lower()  # as NumPy calls it
-        remedy = "never read: save plain arrays, and names by x.astype(str)" if is_pickle else "get a fresh copy of it"
-        raise UserError(f"{path}: cannot be read ({reason}); {remedy}; {HELP}") from error
+def _read_file(draft: Draft, file: Path, role: str) -> None:
+    ending = file.suffix.lower()
+    if ending == ".npz":
+        _read_npz(draft, file)
+    elif ending == ".csv":
+        _read_csv(draft, file, role)
+    elif ending == ".npy":  # mapped: it is read when it is used, and may be larger than memory
+        draft.arrays[role] = np.lib.format.open_memmap(file, mode="r")
+    else:
+        draft.arrays[role] = _read_idx(file)
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -95,36 +86,35 @@ def _read_idx(path: Path) -> np.ndarray:
 def _read_npz(draft: Draft, path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > LARGEST:
-            raise UserError(f"{path}: unpacked, it takes more than {LARGEST:,} bytes; save .npy files; {HELP}")
+            raise ValueError(f"unpacked, it takes more than {LARGEST:,} bytes: save .npy files")
         names = {name.removesuffix(".npy").lower(): name for name in archive.namelist()}
         for role, name in _pick(draft, names, NAMES).items():
             with archive.open(name) as file:
                 draft.arrays[role] = np.lib.format.read_array(file, allow_pickle=False)
-    if not draft.arrays:
-        raise UserError(f"{path}: holds no array of a known name, such as x_train ({', '.join(names):.200}); {HELP}")
+        if not draft.arrays:
+            raise ValueError(f"no array in it has a known name, such as x_train ({', '.join(names):.200})")
 
 
 def _read_csv(draft: Draft, path: Path, role: str) -> None:
-    """Read a row for each image: its label, if there are any, and its pixels."""
+    """Read a row for each image: its pixels and, if there are labels, its label."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("cp1252")
-        draft.notes.append(f"{path}: is no UTF-8, and is read as Windows-1252 (cp1252)")
+        draft.notes.append(f"{path.name}: is no UTF-8, and is read as Windows-1252 (cp1252)")
     lines = [line for line in io.StringIO(text, newline=None) if line.strip()]
     columns = [cell.strip().lower() for cell in next(csv.reader(lines[:1]), [""])]
-    is_header = not re.fullmatch(r"[-+]?[\d.][\d.e+-]*", columns[-1])
-    label = columns.index("label") if "label" in columns else None if is_header else 0  # None: all are pixels
-    _check_columns(path, columns, is_header)
-    rows, labels = lines[is_header:], []
+    has_header = not re.fullmatch(r"[-+]?[\d.][\d.e+-]*", columns[-1])
+    label = columns.index("label") if "label" in columns else None if has_header else 0  # None: all are pixels
+    _check_columns(path, columns, has_header)
+    rows, labels = lines[has_header:], []
     for number, row in enumerate(csv.reader(rows), 1):
         if len(row) != len(columns) or (label is not None and not row[label].strip()):
-            what = f"row {number:,} has {len(row):,} cells of {len(columns):,}, or no label"
-            raise UserError(f"{path}: {what}; mend or remove it; {HELP}")
+            raise ValueError(f"row {number:,} has {len(row):,} cells of {len(columns):,}, or no label")
         labels.append(row[label or 0].strip())
     if len(labels) != len(rows) or not rows:
-        raise UserError(f"{path}: has {len(rows):,} lines of images, but {len(labels):,} rows; mend it; {HELP}")
+        raise ValueError(f"it has {len(rows):,} lines of images, but {len(labels):,} rows")
     how = {"delimiter": ",", "quotechar": '"', "comments": None, "ndmin": 2}
     how["usecols"] = [column for column in range(len(columns)) if column != label]
     try:
@@ -135,25 +125,22 @@ def _read_csv(draft: Draft, path: Path, role: str) -> None:
         draft.arrays[role.replace("images", "labels")] = np.array(labels)
 
 
-def _check_columns(path: Path, columns: list[str], is_header: bool) -> None:
-    """Refuse what would be misread: a header of numbers, and pixels whose labels are in another file."""
+def _check_columns(path: Path, columns: list[str], has_header: bool) -> None:
+    """Refuse what would be misread: names that are numbers, and pixels whose labels are in another file."""
     count = len(columns)
-    if not is_header and columns[-2:] == [str(count - 2), str(count - 1)]:
-        raise UserError(f"{path}: its columns are called 0, 1, 2 ...; call them label, pixel0, pixel1 ...; {HELP}")
-    if "label" not in columns and math.isqrt(count) ** 2 == count:
-        others = [file.name for file in path.parent.glob("*.csv") if re.match("y|.*label", file.name.lower())]
-        if others:
-            raise UserError(f"{path}: has no column `label`, but {others[0]} lies beside it; join them; {HELP}")
+    if not has_header and columns[-2:] == [str(count - 2), str(count - 1)]:
+        raise ValueError("its columns are called 0, 1, 2 ...: call them label, pixel0, pixel1 ...")
+    others = [file.name for file in path.parent.glob("*.csv") if re.match("y|.*label", file.name.lower())]
+    if "label" not in columns and math.isqrt(count) ** 2 == count and others:
+        raise ValueError(f"it has no column `label`, but {others[0]} lies beside it: join them")
 
 
-def explain(path: Path, reason: str) -> UserError:
-    """The error for a path that no rule fits: what was seen there, and the sets inside, if there are any."""
-    inside = [*path.glob("*"), *path.glob("*/*")]
-    marks = IMAGE_FILES | {"train", "test"}
-    sets = {str(file) for file in inside if file.suffix.lower() in (".npz", ".csv") and file.is_file()}
-    sets |= {str(file.parent) for file in [*inside, *path.glob("*/*/*")] if file.name.lower() in marks} - {str(path)}
+def explain(folder: Path) -> str:
+    """What was seen in a folder that no rule fits: the sets inside it, or its files."""
+    inside, marks = list(folder.rglob("*")), IMAGE_FILES | {"train", "test"}
+    sets = {file.parent for file in inside if file.name.lower() in marks} - {folder}
+    sets |= {file for file in inside if file.suffix.lower() in (".npz", ".csv")}
+    seen = Counter(file.suffix or file.name for file in inside if file.is_file()).most_common(4)
     if sets:
-        return UserError(f"{path}: {reason}; name one of the sets inside: {', '.join(sorted(sets)[:6])}; {HELP}")
-    seen = Counter(file.suffix or "other" for file in inside if file.is_file()).most_common(4)
-    what = ", ".join(f"{count:,} {ending}" for ending, count in seen) or "nothing"
-    return UserError(f"{path}: {reason}; it holds {what} files; {HELP}")
+        return f"name a set inside: {', '.join(sorted(map(str, sets))[:6])}"
+    return f"seen: {', '.join(f'{count:,} {ending}' for ending, count in seen) or 'nothing'}"
