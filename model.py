@@ -31,12 +31,13 @@ def build_decoder(image_shape: tuple[int, int], latent_dim: int) -> keras.Model:
     height, width = image_shape
     z = keras.Input((latent_dim,), name="z")
     h = layers.Dense(256, activation="silu", name="dense1")(z)
-    h = layers.Dense(height // 4 * (width // 4) * 64, activation="silu", name="dense2")(h)
-    h = layers.Reshape((height // 4, width // 4, 64), name="reshape")(h)  # (batch, 7, 7, 64)
+    h = layers.Dense(height // 4 * (width // 4) * 16, activation="silu", name="dense2")(h)  # more would memorise
+    h = layers.Reshape((height // 4, width // 4, 16), name="reshape")(h)  # (batch, 7, 7, 16)
     h = transposed_conv(64, 3, 1, "tconv1", "silu")(h)  # (batch, 7, 7, 64)
-    h = transposed_conv(32, 4, 2, "tconv2", "silu")(h)  # (batch, 14, 14, 32)
+    h = layers.Add(name="residual")([h, transposed_conv(64, 3, 1, "tconv2", "silu")(h)])  # (batch, 7, 7, 64)
+    h = transposed_conv(32, 4, 2, "tconv3", "silu")(h)  # (batch, 14, 14, 32)
     # The 4 channels of a place become its 2 x 2 pixels (Shi et al., 2016): faster than a last stride of 2.
-    h = transposed_conv(4, 3, 1, "tconv3")(h)  # (batch, 14, 14, 4)
+    h = transposed_conv(4, 3, 1, "tconv4")(h)  # (batch, 14, 14, 4)
     h = layers.Reshape((height // 2, width // 2, 2, 2), name="pixels_2x2")(h)
     h = layers.Permute((1, 3, 2, 4), name="interleave")(h)  # (batch, 14, 2, 14, 2)
     return end_decoder(z, h, image_shape)

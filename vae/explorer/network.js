@@ -92,6 +92,7 @@ const LAYERS = {
   ReLU: apply(relu),
   Log: apply(Math.log),
   Multiply: (layer, number, x) => apply((value) => number * value)(layer, x), // only a number times a tensor
+  Add: (layer, x, y) => ({ shape: layer.shape, data: x.data.map((value, i) => value + y.data[i]) }),
   Activation: (layer, x) => activate(layer, x.data),
   Concatenate: (layer, ...parts) => // of vectors
     ({ shape: layer.shape, data: Float32Array.from(parts.flatMap((part) => [...part.data])) }),

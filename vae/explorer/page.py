@@ -33,7 +33,7 @@ DIGITS = ("mnist", "digits")  # data sets whose images are called digits
 
 # What network.js runs, and the settings of a layer that it reads.
 LAYERS = ("InputLayer", "LSTM", "Dense", "Conv2DTranspose", "AveragePooling2D", "BatchNormalization", "Normalization")
-LAYERS += ("ReLU", "Activation", "Flatten", "Reshape", "Permute", "Concatenate", "Dropout", "Log", "Multiply")
+LAYERS += ("ReLU", "Activation", "Flatten", "Reshape", "Permute", "Concatenate", "Add", "Dropout", "Log", "Multiply")
 ACTIVATIONS = ("linear", "relu", "silu", "sigmoid", "softplus", "tanh")
 SETTINGS = ("activation", "dims", "kernel_size", "pool_size", "return_sequences", "strides")
 
