@@ -41,7 +41,7 @@ def test_the_same_metrics_as_json_and_for_people(small_run, here, capsys):
     names += " importance_samples active_units latent_dim label_accuracy parameters images checkpoint"
     assert list(measured) == names.split()
     counts = [measured[name] for name in ("images", "nll_images", "importance_samples", "latent_dim", "parameters")]
-    assert (counts, measured["checkpoint"]) == ([297, 20, 2, 3, 883312], str(small_run.folder))
+    assert [*counts, measured["checkpoint"]] == [297, 20, 2, 3, 883312, str(small_run.folder)]
     with open(small_run.folder / "history.csv", newline="") as file:
         *_, last = csv.DictReader(file)
     for name in LOSSES:  # other binary pixels, other posterior samples
@@ -129,7 +129,7 @@ def test_the_likelihood_is_of_the_chosen_images_and_their_own_codes(small_run, b
     assert measured["nll_standard_error"] == pytest.approx(nll.std(ddof=1) / np.sqrt(297), rel=1e-4)
 
 
-def test_own_images_without_labels_and_a_full_disk(small_run, here, capsys):
+def test_own_images_need_no_labels_and_a_full_disk_leaves_the_old_arrays(small_run, here, capsys):
     np.savez("own.npz", x_test=np.random.default_rng(0).integers(0, 256, (600, 28, 28), np.uint8))
     Path("a.npz").write_text("old")
     flags = ["--checkpoint", str(small_run.folder), "--data", "own.npz", "--arrays", "a.npz", *FEW]
@@ -154,12 +154,12 @@ def test_a_single_image_is_measured(small_run, here, capsys):
 
 def test_the_latent_space_and_the_hundred_strangest_images_are_drawn(run_copy, here, monkeypatch, capsys):
     """Also where a class has a name that Matplotlib would read as mathematics, or cannot draw."""
-    config = json.loads((run_copy / "config.json").read_text())
+    config, dataset = json.loads((run_copy / "config.json").read_text()), load.load(load.Source("digits"))
     config["dataset"]["label_names"] = ["$$", "$5-$10", "猫", *"abcdefg"]
     (run_copy / "config.json").write_text(json.dumps(config))
-    np.savez("own.npz", **digits_by_name(config["dataset"]["label_names"]))
-    shown = []
-    draw = plots.strangest_images
+    labels = np.array(config["dataset"]["label_names"])[dataset.test_labels]
+    np.savez("own.npz", x_test=dataset.test_images, y_test=labels)
+    shown, draw = [], plots.strangest_images
     monkeypatch.setattr(plots, "strangest_images", lambda *given: shown.extend(given) or draw(*given))
     evaluate.main([*FEW, "--data", "own.npz", "--figures", ".", "--arrays", "a.npz"])
     lines = capsys.readouterr().err.splitlines()
@@ -168,16 +168,10 @@ def test_the_latent_space_and_the_hundred_strangest_images_are_drawn(run_copy, h
     assert len([line for line in lines if "the numbers of these labels" in line]) == 1
     assert all(min(Image.open(name).size) > 300 for name in names)
     images, losses, title = shown
-    all_losses, all_images = np.load("a.npz")["general_loss"], np.load("own.npz")["x_test"]
+    all_losses = np.load("a.npz")["general_loss"]
     np.testing.assert_array_equal(losses, np.sort(all_losses)[::-1][:100])
-    np.testing.assert_array_equal(images[0], to_pixels(all_images[all_losses.argmax()]))
+    np.testing.assert_array_equal(images[0], to_pixels(dataset.test_images[all_losses.argmax()]))
     assert images.shape == (100, 28, 28)
     assert title == "standard on own: the 100 strangest test images, row by row"
     message = refuse(evaluate.main, ["--figures", "nowhere"])
     assert "--figures nowhere: no such folder; make it first" in message
-
-
-def digits_by_name(names: list[str]) -> dict[str, np.ndarray]:
-    """Return the digits with classes of these names, as an .npz has them."""
-    dataset = load.load(load.Source("digits"))
-    return {"x_test": dataset.test_images, "y_test": np.array(names)[dataset.test_labels]}

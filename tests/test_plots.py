@@ -187,6 +187,18 @@ def test_strangest_images_are_shown_in_their_order_beside_their_losses(images):
 # The latent space
 
 
+@pytest.mark.parametrize("latents", [1, 2, 6])
+def test_a_map_has_the_names_of_its_labels_and_axes_where_they_mean_something(latents):
+    labels = np.repeat([3, 4, 7], 20)
+    codes = labels[:, None] + np.random.default_rng(0).normal(size=(60, latents)) / 9
+    figure = plots.latent_map(codes, labels, "three classes")
+    (axes,) = figure.axes
+    assert sorted(text.get_text() for text in axes.texts) == ["3", "4", "7"]
+    assert bool(axes.get_xlabel()) == (latents <= 2) and figure.get_suptitle() == "three classes"
+    (axes,) = plots.latent_map(codes, None, "").axes
+    assert not axes.texts and len(axes.collections[0].get_offsets()) == 60
+
+
 def test_information_is_shown_by_dimension_from_the_largest():
     figure = plots.latent_dimensions(np.array([0.5, 2.0, 0.25]), "what each tells")
     (axes,) = figure.axes
