@@ -107,12 +107,12 @@ def meet() -> None:
         multihost_utils.sync_global_devices("all processes are here")
 
 
-def find_share() -> tuple[int, int, int]:
-    """Return the number of devices, the number of this process, and the number of processes."""
+def deal(batches):
+    """Deal each batch out to all devices: an item of the batches is from then on what this process computes."""
     together = _find_distribution()
     if together is None:
-        return 1, 0, 1
-    return together.num_model_replicas, together.data_shard_id, together.num_processes
+        return batches
+    return batches.deal(together.num_model_replicas, together.data_shard_id, together.num_processes)
 
 
 def leave(vae, build: Callable, run):
