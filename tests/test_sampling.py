@@ -120,6 +120,13 @@ def test_a_vector_drawn_for_a_label_is_not_among_other_labels(overlapping):
         assert np.mean(sure >= 0.9) > 0.99 and np.mean(by_chance[:, column] >= 0.9) < 0.8
 
 
+def test_a_label_is_drawn_from_its_gaussians_as_often_as_their_weights_and_shares_say(overlapping):
+    means, shares = np.array([[-90, 0], [0, 0], [90, 0]], np.float32), np.array([[1, 0], [0, 1], [0.05, 0.95]])
+    apart = replace(overlapping, means=means, class_shares=shares.astype(np.float32))  # weights 0.5, 0.3, 0.2
+    right = draw(apart, 20_000, label=1)[:, 0] > 45
+    assert right.mean() == pytest.approx(0.95 * 0.2 / (0.3 + 0.95 * 0.2), abs=0.01)
+
+
 def test_where_no_draw_is_sure_of_a_label_the_surest_stays(overlapping):
     shares = np.array([[0.8, 0.2], [0.3, 0.7], [0.3, 0.7]], np.float32)
     means = np.array([[-50, 0], [50, 0], [50, 20]], np.float32)
@@ -161,14 +168,13 @@ def test_a_prior_without_labels_is_read(overlapping):
 # Walks and planes
 
 
-def test_a_walk_in_the_normal_prior_stays_on_the_sphere_between_its_ends():
-    starts, ends = np.eye(3)[[0, 1]] * 2, np.eye(3)[[1, 2]] * 2
-    walk = sampling.walk(sampling.make_normal(3), np.stack([starts, ends], axis=1), 4)
-    np.testing.assert_allclose(walk[:, 0], starts, atol=1e-6)
-    np.testing.assert_allclose(walk[:, -1], ends, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(walk, axis=2), 2, atol=1e-6)
-    angles = np.arccos(walk[0] @ starts[0] / 4)
-    np.testing.assert_allclose(angles, np.linspace(0, np.pi / 2, 5), atol=1e-6)
+@pytest.mark.parametrize("angle", [np.pi / 2, 2])
+def test_a_walk_in_the_normal_prior_stays_on_the_sphere_between_its_ends(angle):
+    stops = 2 * np.array([[[1, 0, 0], [np.cos(angle), np.sin(angle), 0]]])
+    (walk,) = sampling.walk(sampling.make_normal(3), stops, 4)
+    np.testing.assert_allclose(walk[[0, -1]], stops[0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(walk, axis=1), 2, atol=1e-6)
+    np.testing.assert_allclose(np.arccos(walk[:, 0] / 2), np.linspace(0, angle, 5), atol=1e-6)
 
 
 def test_a_walk_to_the_same_place_stays_and_one_to_the_opposite_goes_through_the_middle():
@@ -209,11 +215,21 @@ def test_a_walk_crosses_a_desert_where_it_must():
     rng = np.random.default_rng(0)
     left, right = rng.normal((-50, 0), 0.2, (30, 2)), rng.normal((50, 0), 0.2, (30, 2))
     prior = make_clusters(*left, *right, deviation=0.01)
-    (walk,) = sampling.walk(prior, prior.means[None, [0, -1]], 8)
-    np.testing.assert_allclose(walk[[0, -1]], prior.means[[0, -1]], atol=1e-4)
-    assert np.isfinite(walk).all() and np.ptp(walk[:, 1]) < 2  # nearly straight
-    (still,) = sampling.walk(prior, prior.means[None, [0, 0]], 3)
-    np.testing.assert_allclose(still, np.tile(prior.means[0], (4, 1)), atol=1e-4)
+    start, end = prior.means[[7, -1]]
+    (walk,) = sampling.walk(prior, np.array([[start, end]]), 4)
+    np.testing.assert_allclose(walk, start + np.linspace(0, 1, 5)[:, None] * (end - start), atol=1e-4)
+    (still,) = sampling.walk(prior, np.array([[start, start]]), 3)
+    np.testing.assert_allclose(still, np.tile(start, (4, 1)), atol=1e-4)
+
+
+def test_a_step_costs_its_length_over_the_density_of_a_dimension():
+    prior, nodes, costs = make_clusters((0, 0), deviation=2), np.array([[0, 0], [3, 0], [0, -1]]), np.zeros((3, 3))
+    sampling._add_steps(costs, prior, nodes, 0)
+    for place, length in ((1, 3), (2, 1)):
+        squares = np.array([0.25, 0.5, 0.75]) ** 2 * length**2
+        mean_log_density = np.mean(-squares / 8 - np.log(2 * np.pi * 4))
+        assert costs[0, place] == costs[place, 0] == pytest.approx(length * np.exp(-mean_log_density / 2), rel=1e-5)
+    assert costs[1, 2] == 0  # not asked for
 
 
 def test_a_walk_among_few_gaussians_passes_through_all_stops():
