@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from vae import plots
 from vae.latent_map import CODES, COLOURS, choose_codes, place_codes, place_names
 
 
@@ -74,13 +73,3 @@ def test_colours_differ_for_every_sight(sight, background):
     lab = np.cbrt(np.clip(linear, 0, 1) @ np.transpose(to_cones)) @ np.transpose(to_lab)
     lengths = np.linalg.norm(lab[:, None] - lab[None, :], axis=2)
     assert lengths[np.triu_indices(len(lab), 1)].min() > 0.05
-
-
-@pytest.mark.parametrize("latents", [1, 2, 6])
-def test_figure_has_names_where_there_are_labels(latents):
-    codes, classes = make_blobs(60, latents)
-    (axes,) = plots.latent_map(codes, classes + 3, "four classes").axes
-    assert sorted(text.get_text() for text in axes.texts) == ["3", "4", "5", "6"]
-    assert bool(axes.get_xlabel()) == (latents <= 2) and axes.get_title() == "four classes"
-    (axes,) = plots.latent_map(codes, None, "").axes
-    assert not axes.texts and len(axes.collections[0].get_offsets()) == 60
