@@ -53,7 +53,7 @@ def build_vae(options: Namespace, dataset: Dataset):
     halves = network.build(dataset.image_shape, options.hidden_dim, options.latent_dim)  # encoder and decoder
     mixture = options.prior == "mixture"
     prior = MixturePrior(options.components, options.latent_dim) if mixture else NormalPrior()
-    VAE = backend.choose_vae(options.shards)  # model.VAE, or one that computes the same faster
+    VAE = backend.choose_vae(options.shards)  # model.VAE, or one that computes the same on several cores or devices
     vae = VAE(halves, prior, options.beta, settings.variance_of(options), options.importance_samples)
 
     # The learning rate rises to its peak in a short warm-up and falls back to 0 along a cosine.
@@ -78,7 +78,7 @@ def train(vae, dataset: Dataset, run: Run) -> None:
     from vae import callbacks
 
     options = run.settings
-    batches = parallel.deal(make_batches(dataset.train_images, options, options.batch_size, shuffle=True))
+    batches = make_batches(dataset.train_images, options, options.batch_size, shuffle=True)
     held_out = dataset.test_images if dataset.validation_images is None else dataset.validation_images
     (shown,) = make_batches(dataset.test_images[:10], options)[0]
     print("-> Training is started.", flush=True)
@@ -86,7 +86,7 @@ def train(vae, dataset: Dataset, run: Run) -> None:
         batches,
         epochs=options.epochs,
         initial_epoch=len(run.rows),
-        validation_data=parallel.deal(make_batches(held_out, options)),
+        validation_data=make_batches(held_out, options),
         callbacks=callbacks.make(run, batches, shown),  # noise, log, saving, a stop at a loss that is not finite
         shuffle=False,  # `Batches` shuffles, and draws binary pixels, by (seed, epoch)
         verbose=0,

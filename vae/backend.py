@@ -29,7 +29,7 @@ def prepare(options: Namespace):
 
 
 def choose_vae(shards: int) -> type:
-    """Return model.VAE, or a class that computes each training batch in two shards."""
+    """Return model.VAE, or a class that computes each training batch in two shards or on several devices."""
     from keras import ops
 
     from model import VAE
@@ -49,7 +49,13 @@ def choose_vae(shards: int) -> type:
             shards = [encode(part, training) for part in (images[:half], images[half:])]
             return [ops.concatenate(parts) for parts in zip(*shards, strict=True)]
 
-    return VAE if shards == 1 else ShardedVAE
+    class DealtVAE(VAE):
+        """A VAE that deals the batches of `fit` out to several devices."""
+
+        def fit(self, batches, validation_data, **options):
+            return super().fit(parallel.deal(batches), validation_data=parallel.deal(validation_data), **options)
+
+    return DealtVAE if parallel.is_together() else ShardedVAE if shards == 2 else VAE
 
 
 def compile_vae(vae, optimizer, options: Namespace) -> None:
