@@ -65,31 +65,33 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
-    """Read the arrays of an .npz; UserError, with the remedy, where it is missing, damaged or too large."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {remedy}")
+@contextmanager
+def _reading(path: Path, remedy: str) -> Iterator[None]:
+    """Raise UserError, with the remedy, where a zip archive is missing, damaged or too large, by what it declares."""
     try:
-        _check_size(path)
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged archive makes zipfile, zlib and NumPy raise nearly every exception
-        raise UserError(f"{path} cannot be read ({_explain(error)}); {remedy}") from error
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST:
+                raise ValueError("it is too large")
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {remedy}") from error
+    except Exception as error:  # a damaged archive makes zipfile, NumPy and Keras raise nearly every exception
+        reason = (next(iter(str(error).splitlines()), "") or type(error).__name__)[:200]
+        raise UserError(f"{path} cannot be read ({reason}); {remedy}") from error
+
+
+def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz; UserError, with the remedy, where that is not possible."""
+    with _reading(path, remedy), np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def load_model(path: Path):
-    """Restore a Keras model in safe mode; UserError where the file is missing, damaged or too large."""
+    """Restore a Keras model in safe mode; UserError where that is not possible."""
     import keras
 
-    if not path.is_file():
-        raise UserError(f"{path} is missing: no epoch of the run was completed, or its files were moved")
-    try:
-        _check_size(path)
+    with _reading(path, "complete an epoch of the run first, or choose another run with --checkpoint"):
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # a damaged file makes Keras raise nearly every exception
-        raise UserError(
-            f"{path} cannot be restored ({_explain(error)}); choose another run with --checkpoint"
-        ) from error
 
 
 def save_model(model, path: Path) -> None:
@@ -106,14 +108,3 @@ def save_model(model, path: Path) -> None:
 
 def _drop_newer_keys(node: dict) -> dict:
     return {key: value for key, value in node.items() if key not in NEWER_KEYS}
-
-
-def _check_size(path: Path) -> None:
-    """Refuse an archive that would unpack to more memory than the limit, by the sizes that it declares."""
-    with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > LARGEST:
-            raise ValueError("it is too large")
-
-
-def _explain(error: Exception) -> str:
-    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:200]

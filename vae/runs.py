@@ -1,5 +1,6 @@
 """The folder of all runs: where a new run begins, and where an earlier one is found."""
 
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,6 @@ from filelock import FileLock, Timeout
 from vae.settings import complete
 from vae.terminal import UserError, as_path
 
-KEYS = {"epochs_done", "finished", "backend", "name", "sha256", "image_size", "validation_images", "label_names"}
 PROJECT = Path(__file__).resolve().parent.parent
 SHIPPED = PROJECT / "checkpoints" / "pretrained"
 
@@ -31,8 +31,7 @@ def read_config(folder: Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         config["settings"] = vars(complete(config["settings"]))
-        if not config.keys() | config["dataset"].keys() >= KEYS:
-            raise ValueError("some keys are missing")
+        config["dataset"]["sha256"], config["finished"], config["epochs_done"]  # KeyError where one is missing
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read, or is not of a run; choose another run") from error
     return config
@@ -72,14 +71,11 @@ def create_folder(settings: Namespace, dataset_name: str) -> Path:
 
 
 def _create_numbered(root: Path, stem: str) -> Path:
-    taken = [re.fullmatch(re.escape(stem) + r"-(\d+)", folder.name) for folder in root.iterdir()]
-    number = max((int(match[1]) for match in taken if match), default=0) + 1
-    while True:
+    for number in itertools.count(1):
         folder = root / f"{stem}-{number:03d}"
-        with suppress(FileExistsError):  # another run takes this number at the same moment
+        with suppress(FileExistsError):  # of another run, which may take this number at the same moment
             folder.mkdir()
             return folder
-        number += 1
 
 
 @contextmanager
@@ -89,8 +85,6 @@ def lock(folder: Path) -> Iterator[None]:
         held = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
         raise UserError(f"{folder}: another process trains there; wait for it, or stop it first") from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); choose another run") from error
     with held:
         yield
 
@@ -121,9 +115,6 @@ def find_resumable() -> Path:
     unfinished = [folder for folder, config in _find_all() if not config["finished"] and not _is_locked(folder)]
     if unfinished:
         return max(unfinished, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
-    last = find_finished_last()
-    if last is None:
-        raise UserError(
-            f"--resume: there is no run in {find_root()}; name its folder with --resume DIR, or start a new one"
-        )
+    if (last := find_finished_last()) is None:
+        raise UserError(f"--resume: there is no run in {find_root()}; name its folder, or start a new one")
     return last

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-BACKENDS = ("tensorflow", "jax", "torch")
-
 
 class UserError(Exception):
     """What the user can mend: one line that names the file or flag, what is wrong and what to do."""
@@ -29,10 +27,7 @@ class Parser(argparse.ArgumentParser):
 def number(
     kind: type, wanted: str, least: float, most: float = math.inf, step: int | None = None
 ) -> Callable[[str], int | float]:
-    """Return a reader of finite numbers from `least` to `most`, for argparse. Its errors say what is `wanted`.
-
-    With a `step`, only its multiples are read.
-    """
+    """Return a reader of finite numbers for argparse, multiples of `step`. Its errors say what is `wanted`."""
 
     def read(text: str) -> int | float:
         try:
@@ -54,20 +49,14 @@ seed = number(int, "a whole number from 0 to 4294967295", 0, 2**32 - 1)  # what 
 
 
 def as_path(text: str | os.PathLike) -> Path:
-    """Return the path that a user typed, with `~` as the home folder; UserError where there is no home folder."""
-    path = Path(os.path.expanduser(text))
-    if str(path).startswith("~"):
-        raise UserError(f"{path}: there is no home folder for ~; set HOME, or give the whole path")
-    return path
+    """Return the path that a user typed, with `~` as the home folder."""
+    return Path(os.path.expanduser(text))
 
 
 def shown(path: Path) -> str:
     """Return a path as one would type it from here."""
-    try:
-        relative = os.path.relpath(path)
-    except ValueError:  # on Windows, from one drive to another
-        return str(path)
-    return str(path) if relative.startswith("..") else relative
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 # Keras
@@ -76,10 +65,8 @@ def shown(path: Path) -> str:
 def import_keras(threads: int | None = None):
     """Import Keras without the start-up notices of TensorFlow, and return it.
 
-    Compiled code writes the notices to the file descriptor of standard error before any setting could silence them. So
-    the descriptor itself is silenced during the import. The user's keras.json is not read: what it can say (the backend
-    aside, which KERAS_BACKEND chooses) would break a run. A TensorFlow operation uses at most so many `threads`. Raises
-    UserError for a backend that is not installed.
+    Compiled code writes the notices to the file descriptor of standard error, so that is silenced. The user's
+    keras.json is not read: what it can say would break a run. A TensorFlow operation uses at most so many `threads`.
     """
     if threads is not None:
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
@@ -99,10 +86,8 @@ def import_keras(threads: int | None = None):
 def find_backend() -> str:
     """Return what Keras is to compute with, by KERAS_BACKEND; UserError where it is not installed."""
     backend = (os.environ.get("KERAS_BACKEND") or "tensorflow").lower()
-    if backend not in BACKENDS:
-        raise UserError(
-            f"KERAS_BACKEND={backend}: there is no such backend; set it to {', '.join(BACKENDS)}, or unset it"
-        )
+    if backend not in ("tensorflow", "jax", "torch"):
+        raise UserError(f"KERAS_BACKEND={backend}: set it to tensorflow, jax or torch, or unset it")
     if importlib.util.find_spec(backend) is None:
         raise UserError(f"KERAS_BACKEND={backend}: it is not installed; pip install {backend}, or unset KERAS_BACKEND")
     return backend
