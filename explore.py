@@ -5,7 +5,6 @@ import sys
 import webbrowser
 
 from vae import files, report, terminal
-from vae.data.dataset import Dataset
 from vae.explorer.page import build_page
 from vae.run import Run
 from vae.settings import add_checkpoint_flag, add_data_flags
@@ -17,10 +16,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add_checkpoint_flag(parser, "explore")
     add_data_flags(parser, "the test images on the map")
-    add("--drawn", action="store_true", help="show images that the model draws instead of test images (default: off)")
+    add("--drawn", action="store_true", help="show images that the model draws instead (default: where there are none)")
     add("--output", default="explorer.html", metavar="HTML", help="the page (default: explorer.html)")
     add("--no-open", dest="open", action="store_false", help="do not open it in the browser (default: it is opened)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.drawn and (options.data or options.dataset):
+        parser.error("--drawn: no test images are shown then; leave out --data and --dataset")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,7 +30,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     output = files.check_place("--output", options.output)
     run = Run.find(options.checkpoint)
-    dataset = None if options.drawn else load_images(run, options)
+    try:
+        dataset = None if options.drawn else report.load_shown_images(run, options)
+    except terminal.UserError as error:
+        if options.data or options.dataset:
+            raise
+        dataset = None
+        print(f"-> {error}\n-> The map shows images that the model draws instead", file=sys.stderr)
     terminal.import_keras()
     print(f"-> Checkpoints are restored from {run.folder}", flush=True)
     page = build_page(run, dataset)
@@ -37,17 +45,6 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"-> The page is saved in {output} ({output.stat().st_size / 1e6:.1f} MB, opens without a server)")
     if options.open:
         webbrowser.open(output.resolve().as_uri())
-
-
-def load_images(run: Run, options: argparse.Namespace) -> Dataset | None:
-    """Load the test images; None, with a line, where no flag names them and the run's own cannot be had."""
-    try:
-        return report.load_shown_images(run, options)
-    except terminal.UserError as error:
-        if options.data or options.dataset:
-            raise
-        print(f"-> {error}\n-> The map shows images that the model draws instead", file=sys.stderr)
-        return None
 
 
 if __name__ == "__main__":

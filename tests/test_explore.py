@@ -403,6 +403,8 @@ def test_without_test_images_the_model_draws_them(here, monkeypatch, capsys):
     assert (here / "explorer.html").read_text() == "a page of None"
     assert refuse(explore.main, [*arguments, "--dataset", "mnist"]) == "mnist cannot be downloaded"
     assert "no such folder" in refuse(explore.main, ["--output", "none/page.html"])
+    with pytest.raises(SystemExit):  # a flag without effect
+        explore.main(["--drawn", "--dataset", "digits"])
 
 
 # ---- The page of the shipped model: what each part does

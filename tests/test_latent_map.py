@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vae.latent_map import CODES, COLOURS, choose_codes, place_codes, place_names
+from vae.latent_map import COLOURS, ON_MAP, choose_codes, place_codes, place_names
 
 
 def make_blobs(count: int, latents: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +36,7 @@ def test_few_codes_or_equal_ones_have_a_map(codes):
 def test_the_same_codes_are_chosen():
     assert sorted(choose_codes(50)) == list(range(50))
     chosen = choose_codes(10_000)
-    assert len(set(chosen)) == CODES and chosen.max() < 10_000
+    assert len(set(chosen)) == ON_MAP and chosen.max() < 10_000
     np.testing.assert_array_equal(choose_codes(10_000), chosen)
 
 

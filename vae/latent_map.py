@@ -2,10 +2,8 @@
 
 import numpy as np
 
-CODES = 2000  # on a map
+ON_MAP = 2000  # codes
 MOST_NAMES = 60  # classes on a map that has their names
-NEIGHBOURS = 30  # t-SNE's perplexity
-STEPS = 400  # of t-SNE; more take longer and do not separate the classes of MNIST any better
 
 # A colour for each class, on a light and on a dark background. They differ with normal sight, protanopia, deuteranopia
 # and tritanopia (simulated after Machado et al., 2009): found by a search for the largest least distance in OKLab.
@@ -25,7 +23,7 @@ COLOURS = [
 
 def choose_codes(available: int) -> np.ndarray:
     """Return which of so many codes are on the map: at random, but always the same ones."""
-    return np.random.default_rng(0).permutation(available)[:CODES]
+    return np.random.default_rng(0).permutation(available)[:ON_MAP]
 
 
 def place_codes(codes: np.ndarray) -> np.ndarray:
@@ -40,8 +38,8 @@ def place_codes(codes: np.ndarray) -> np.ndarray:
         return codes[:, :2].astype(np.float32)
     from sklearn.manifold import TSNE
 
-    perplexity = min(NEIGHBOURS, (count - 1) / 3)
-    return TSNE(init="pca", perplexity=perplexity, max_iter=STEPS, random_state=0).fit_transform(codes)
+    # More than 400 steps take longer and do not separate the classes of MNIST any better.
+    return TSNE(perplexity=min(30, (count - 1) / 3), max_iter=400, init="pca", random_state=0).fit_transform(codes)
 
 
 def is_plane(latent_dim: int) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from vae import networks
 from vae.data.dataset import Dataset, to_pixels
-from vae.latent_map import CODES, COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
+from vae.latent_map import COLOURS, MOST_NAMES, ON_MAP, choose_codes, is_plane, place_codes, place_names
 from vae.metrics import ACTIVE
 from vae.run import Run
 from vae.sampling import Mixture
@@ -25,7 +25,6 @@ from vae.terminal import UserError
 
 LARGEST_IMAGES = 8 * 2**20  # bytes of all images in a page; where they are large, it has fewer
 LARGE = 2**17  # weights of a matrix that is stored as float16; smaller ones take little room as float32
-LARGEST_HALF = 6e4  # float16 ends at 65,504
 NOISE = 4  # draws of noise; with their opposites, each cost in nats is the mean over eight codes
 MARGIN = 0.04  # share of the map around its outermost codes
 PROJECT = Path(__file__).resolve().parents[2]
@@ -91,8 +90,7 @@ def _pack(array: np.ndarray, dtype: str) -> dict:
 
 def _pack_weights(array: np.ndarray) -> dict:
     """Pack weights: as float16 where they are many, else as float32."""
-    half = array.size > LARGE and np.abs(array).max() < LARGEST_HALF
-    return _pack(array, "float16" if half else "float32")
+    return _pack(array, "float16" if array.size > LARGE else "float32")
 
 
 # The networks
@@ -188,7 +186,7 @@ def _choose_images(dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _count_images(shape: tuple[int, int]) -> int:
     """Return how many images of this shape a page holds at most."""
-    return max(1, min(CODES, LARGEST_IMAGES // math.prod(shape)))
+    return max(1, min(ON_MAP, LARGEST_IMAGES // math.prod(shape)))
 
 
 def _find_paper_and_ink(images: np.ndarray) -> tuple[float, float]:
