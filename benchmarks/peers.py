@@ -22,7 +22,6 @@ import numpy as np
 from vae import terminal
 from vae.data import load
 from vae.data.dataset import to_pixels
-from vae.terminal import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 BATCH = 128  # of both peers
@@ -31,48 +30,36 @@ PYTORCH_EPOCHS, KERAS_EPOCHS = 10, 30
 
 def report(names: list[str], data: str | None) -> None:
     """Train those of `NAMES`, or all, and print a table."""
+    source = ["--data", data] if data else ["--dataset", "mnist"]
     dataset = load.load(load.Source(None if data else "mnist", data))
-    arrays = to_pixels(dataset.train_images), to_pixels(dataset.test_images)
-    chosen = [name for name in NAMES if not names or name in names]
-    passed = {}  # test losses of the peers
-    lines = []
-    for name in chosen:
-        print(f"-> {name}", file=sys.stderr, flush=True)
+    images = to_pixels(dataset.train_images), to_pixels(dataset.test_images)
+    to_pass = []  # test losses of the peers
+    print("\n| trained by | seconds of training | test loss | passes losses above after, seconds |\n|---|---|---|---|")
+    for name in names or NAMES:
         if name in PEERS:
-            train, what, epochs = PEERS[name]
+            what, train = PEERS[name]
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                history = [pool.submit(train, *arrays).result()]
-            passed[name] = history[-1][1]
+                history = [pool.submit(train, *images).result()]
+            to_pass.append(history[0][1])
+            passes = []
         else:
-            history, epochs = train_project(name, data)
-            what = "`main.py`" if name == "default" else f"`main.py --epochs {name}`"
-        when = [] if name in PEERS else [find_passing(history, loss) for loss in passed.values()]
+            history = train_project([*source, *([] if name == "default" else ["--epochs", name])])
+            what = f"this project, {len(history)} epochs{' (its default)' if name == 'default' else ''}"
+            passes = [next((f"{time:,.1f}" for time, own in history if own < loss), "never") for loss in to_pass]
         seconds, loss = history[-1]
-        lines.append([what, epochs, f"{seconds:,.1f}", f"{loss:.2f}", *when, *[""] * (len(PEERS) - len(when))])
-    titles = [f"seconds to {passed[name]:.2f}" if name in passed else "" for name in PEERS]
-    rows = [["trained by", "epochs", "seconds of training", "test loss", *titles], ["---"] * (4 + len(PEERS)), *lines]
-    print("\n" + "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows))
+        print(f"| {what} | {seconds:,.1f} | {loss:.2f} | {', '.join(passes)} |", flush=True)
 
 
-def find_passing(history: list[tuple[float, float]], loss: float) -> str:
-    """Return the seconds of training after which the test loss was lower; history has (seconds, loss) of each epoch."""
-    return next((f"{seconds:,.1f}" for seconds, own in history if own < loss), "never")
-
-
-def train_project(epochs: str, data: str | None) -> tuple[list[tuple[float, float]], int]:
-    """Train as `python main.py --epochs EPOCHS` does: seconds of training and test loss after each epoch; epochs."""
-    flags = ["--data", data] if data else ["--dataset", "mnist"]
-    flags += [] if epochs == "default" else ["--epochs", epochs]
+def train_project(flags: list[str]) -> list[tuple[float, float]]:
+    """Train as `python main.py` does with these flags: seconds of training and test loss after each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         variables = os.environ | {"VAE_CHECKPOINTS": folder}
         command = [sys.executable, PROJECT / "main.py", "--name", "run", *flags]
-        done = subprocess.run(command, env=variables, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"main.py failed: {done.stderr}")
+        subprocess.run(command, env=variables, stdout=subprocess.DEVNULL, check=True)
         with open(Path(folder, "run", "history.csv"), newline="") as file:
-            rows = [(float(row["seconds"]), float(row["test_general_loss"])) for row in csv.DictReader(file)]
-    seconds, losses = zip(*rows, strict=True)
-    return list(zip(np.cumsum(seconds).tolist(), losses, strict=True)), len(rows)
+            rows = list(csv.DictReader(file))
+    seconds = np.cumsum([float(row["seconds"]) for row in rows])
+    return [(end, float(row["test_general_loss"])) for end, row in zip(seconds, rows, strict=True)]
 
 
 def train_pytorch_example(train_images: np.ndarray, test_images: np.ndarray) -> tuple[float, float]:
@@ -141,7 +128,7 @@ def train_keras_example(train_images: np.ndarray, test_images: np.ndarray) -> tu
 
 
 PEERS = {
-    "pytorch": (train_pytorch_example, "pytorch/examples, in PyTorch", PYTORCH_EPOCHS),
-    "keras": (train_keras_example, "keras.io, in Keras", KERAS_EPOCHS),
+    "pytorch": (f"pytorch/examples, {PYTORCH_EPOCHS} epochs, in PyTorch", train_pytorch_example),
+    "keras": (f"keras.io, {KERAS_EPOCHS} epochs, in Keras", train_keras_example),
 }
 NAMES = (*PEERS, "1", "5", "15", "default")  # peers, and epochs of this project

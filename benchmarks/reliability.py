@@ -1,332 +1,223 @@
-"""Kill training, interrupt it, resume it, and see what is lost: python benchmarks/reliability.py (see its --help).
+"""Kill training and resume it; train on several devices and on many images: python benchmarks/reliability.py.
 
-It prints a report in Markdown, and ends with status 1 where anything was lost. It needs Linux: one process imports
-the heavy libraries once, and each script runs in a fork of it, so that hundreds of starts take little time.
+It prints a report in Markdown. A loss ends it in one line, with status 1. It needs Linux, and JAX for the devices.
 """
 
+import contextlib
 import csv
-import importlib
-import inspect
-import itertools
+import hashlib
 import json
-import multiprocessing
 import os
-import re
 import shlex
-import signal
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import generator
+import main as training
 from vae import terminal
-from vae.runs import read_config
+from vae.data import load
+from vae.run import Run
 from vae.terminal import UserError
 
-FULL = ("--binarize", "--epochs", "3", "--seed", "1")  # the whole network, on all of MNIST
-SMALL = ("--dataset", "digits", "--hidden-dim", "8", "--latent-dim", "3", "--batch-size", "64", "--binarize")
-SHORT = (*SMALL, "--epochs", "4")
-KINDS = ("new", "overwriting a finished one", "trained further")  # what a run that is killed does
-SLOWDOWN = 0.15  # seconds by which a step of a write is slowed down at most, so that many kills hit a write
-INTERRUPTIONS = 10  # of each signal
-PROMPT = 2  # seconds in which a signal must end training
-TIMEOUT = 1800  # seconds that a script may take
-HEAVY = ["keras", "tensorflow", "matplotlib.figure", "sklearn.datasets"]
-PROCESSES = multiprocessing.get_context("forkserver")
-
-lost: list[str] = []  # what should not have happened, in words
+KILLED = ("--dataset", "digits", "--binarize", "--batch-size", "50")  # and these epochs:
+EPOCHS = (10, 15)  # of a new run, and of one that is trained further
+FEW = 6000  # images of MNIST that several devices train on
 
 
 def main() -> None:
     """Command line -> parts of the report."""
-    parts = {"resume": report_resume, "kills": report_kills, "signals": report_signals}
-    parser = terminal.Parser("benchmarks/reliability.py", description="Kill and interrupt training, and resume it.")
-    parser.add_argument("--data", metavar="PATH", help="MNIST, for the resumed run at full size (default: found)")
-    parser.add_argument("--kills", type=terminal.positive_integer, default=200, help="how many (default: 200)")
-    parser.add_argument("--seed", type=terminal.seed, default=0, help="seed of the moments (default: 0)")
-    parser.add_argument("--only", choices=tuple(parts), help="a single part (default: all)")
+    parts = {"kills": report_kills, "devices": report_devices, "images": report_images}
+    parser = terminal.Parser("benchmarks/reliability.py", description="Kill training and resume it; let it grow.")
+    add, count = parser.add_argument, terminal.positive_integer
+    add("--data", metavar="PATH", help="MNIST (default: found or downloaded)")
+    add("--only", choices=tuple(parts), help="a single part (default: all)")
+    add("--kills", type=count, default=100, metavar="N", help="(default: 100)")
+    add("--images", type=count, default=10**6, metavar="N", help="images of the largest set (default: 1000000)")
     options = parser.parse_args()
-    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1"}  # as the scripts have them
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # it would tell of what killed processes left
-    PROCESSES.set_forkserver_preload(HEAVY)
-    print(f"`{shlex.join(['python', 'benchmarks/reliability.py', *sys.argv[1:]])}`, seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, report in parts.items():
-            if options.only in (None, name):
-                runs = Path(folder, name, "runs")
-                runs.mkdir(parents=True)
-                report(options, runs, np.random.default_rng([options.seed, *name.encode()]))
-    print("\n## What was lost\n\n" + ("\n".join(f"- {line}" for line in lost) or "Nothing."))
-    sys.exit(1 if lost else 0)
+    print(f"`{shlex.join(['python', 'benchmarks/reliability.py', *sys.argv[1:]])}`", flush=True)
+    for name, report in parts.items():
+        if options.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["VAE_CHECKPOINTS"] = f"{folder}/runs"
+                report(options, Path(folder, "runs"))
 
 
-# Processes
-
-
-class Script:
-    """A script of this project, which runs with these arguments in a process of its own.
-
-    It trains in `runs`, and prints into a file beside that folder. With a seed for `slow`, its writes are slowed down.
-    """
-
-    _numbers = itertools.count()
-
-    def __init__(self, runs: Path, name: str, *arguments: str | Path, slow: int | None = None):
-        self._log = runs.parent / f"log-{next(self._numbers)}.txt"
-        self._log.touch()
-        command = [name, *map(str, arguments)]
-        self._process = PROCESSES.Process(target=run_script, args=(command, runs, self._log, slow), daemon=True)
-        self._process.start()
-        self._latest = time.monotonic() + TIMEOUT
-
-    @property
-    def text(self) -> str:
-        """All that it has printed so far."""
-        return self._log.read_text()
-
-    @property
-    def last_line(self) -> str:
-        """The last line that it has printed."""
-        return (self.text.strip().splitlines() or ["nothing was printed"])[-1]
-
-    def wait_for(self, is_reached: Callable[[], bool]) -> None:
-        """Wait until something is reached, or the script has ended."""
-        while self._process.is_alive() and not is_reached():
-            if time.monotonic() > self._latest:
-                raise UserError(f"a script did not end within {TIMEOUT} s; its last line: {self.last_line}")
-            time.sleep(0.01)
-
-    def wait_for_training(self) -> None:
-        """Wait until training has started or is resumed."""
-        self.wait_for(lambda: "-> Training is " in self.text)
-
-    def wait(self) -> int:
-        """Wait until it has ended. Return its exit status, or minus the number of the signal that ended it."""
-        self.wait_for(lambda: False)
-        return self._process.exitcode
-
-    def send(self, signal_number: int) -> None:
-        """Send it a signal, unless it has ended."""
-        if self._process.is_alive():
-            os.kill(self._process.pid, signal_number)
-
-
-def run_script(command: list[str], runs: Path, log: Path, slow: int | None) -> None:
-    """Run a script in this process, as `python NAME.py ARGUMENTS` would."""
-    output = os.open(log, os.O_WRONLY)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ["VAE_CHECKPOINTS"] = str(runs)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
-    if slow is not None:
-        slow_writes(slow)
-    sys.argv = [f"{command[0]}.py", *command[1:]]
-    terminal.run(importlib.import_module(command[0]).main)
-
-
-def slow_writes(seed: int) -> None:
-    """Slow down each step of a write in this process by a random time."""
-    rng = np.random.default_rng(seed)
-    replace, fsync = os.replace, os.fsync
-    os.replace = lambda *paths: (time.sleep(rng.uniform(0, SLOWDOWN)), replace(*paths))
-    os.fsync = lambda file: (time.sleep(rng.uniform(0, SLOWDOWN)), fsync(file))
-
-
-def train(runs: Path, *arguments: str | Path) -> None:
-    """Train without a break; UserError where that fails."""
-    script = Script(runs, "main", *arguments)
-    if script.wait() != 0:
-        raise UserError(f"main.py {shlex.join(map(str, arguments))}: {script.last_line}")
-
-
-# What a run has saved
-
-
-def read_result(folder: Path) -> dict[str, np.ndarray]:
-    """Return the history without its times, all weights, the optimizer's arrays and those of the prior, by name."""
-    with open(folder / "history.csv", newline="") as file:
-        arrays = {"history": np.array([row[:-2] for row in csv.reader(file)])}
-    for name in ("training_state.npz", "prior.npz"):
-        with np.load(folder / name) as archive:
-            arrays |= {array: archive[array] for array in archive.files if array not in ("run", "history")}
-    return arrays
-
-
-def find_differences(first: Path, second: Path) -> list[str]:
-    """Return the names of the results that differ between two runs, in any bit."""
-    results = read_result(first), read_result(second)
-    contents = [{name: array.tobytes() for name, array in result.items()} for result in results]
-    return sorted(name for name in {**results[0], **results[1]} if contents[0].get(name) != contents[1].get(name))
-
-
-def find_damaged(folder: Path) -> list[str]:
-    """Return the names of a run's files that are damaged."""
-    return [path.name for path in sorted(folder.iterdir()) if path.name[0] != "." and not is_whole(path)]
-
-
-def is_whole(path: Path) -> bool:
-    """Say whether a file of a run can be read to its end."""
-    try:
-        if path.suffix in (".keras", ".npz"):
-            with zipfile.ZipFile(path) as archive:
-                return archive.testzip() is None
-        if path.suffix == ".png":
-            return Image.open(path).verify() is None
-        if path.suffix == ".csv":
-            with open(path, newline="") as file:
-                epochs = [int(row["epoch"]) for row in csv.DictReader(file, strict=True) if None not in row.values()]
-            return bool(epochs) and epochs == list(range(1, len(epochs) + 1))
-        return bool(json.loads(path.read_text()))
-    except Exception:  # whatever a reader says about a damaged file
-        return False
-
-
-# The report
-
-
-def print_section(title: str, text: str, header: list[str], rows: Iterable[Iterable]) -> None:
-    """Print a section of the report: a text and a table."""
-    print(f"\n## {title}\n\n{inspect.cleandoc(text)}\n")
-    for cells in (header, ["---"] * len(header), *rows):
+def print_table(*rows: list) -> None:
+    """Print a table; the first row is its header."""
+    print()
+    for cells in (rows[0], ["---"] * len(rows[0]), *rows[1:]):
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
-def report_resume(options: Namespace, runs: Path, rng: np.random.Generator) -> None:
-    """Train the whole network on MNIST, kill it twice and resume it, and compare it with a run without a break."""
-    arguments = [*FULL, *(["--data", options.data] if options.data else [])]
-    train(runs, *arguments, "--name", "whole")
-    with open(runs / "whole" / "history.csv", newline="") as file:
-        seconds = min(float(row["seconds"]) for row in csv.DictReader(file))  # of an epoch without tracing
-    script = Script(runs, "main", *arguments, "--name", "broken")
-    killed_in = []
-    for epoch in (1, 2):
-        script.wait_for(lambda script=script, epoch=epoch: f"|--- Epoch: {epoch}/" in script.text)
-        time.sleep(rng.uniform(0, seconds))
-        script.send(signal.SIGKILL)
-        if script.wait() != -signal.SIGKILL:
-            raise UserError(f"the run ended before it was killed; its last line: {script.last_line}")
-        killed_in.append(1 + read_config(runs / "broken")["epochs_done"])
-        script = Script(runs, "main", "--resume", runs / "broken")
-    if script.wait() != 0:
-        raise UserError(f"the resumed run failed: {script.last_line}")
-    differences = find_differences(runs / "broken", runs / "whole")
-    lost.extend(f"resumed at full size: {name} differs" for name in differences)
-    sizes = [array.size for name, array in read_result(runs / "whole").items() if name != "history"]
-    text = f"""
-        `python main.py {shlex.join(FULL)}` on MNIST was killed (SIGKILL) at random moments and resumed each time. The
-        result is compared, bit for bit, with a run without a break: the history, and {len(sizes)} arrays
-        ({sum(sizes):,} numbers: all weights, the optimizer's own, and the prior)."""
-    row = [" and ".join(map(str, killed_in)), ", ".join(differences) or "nothing"]
-    print_section("Killed and resumed at full size", text, ["killed in epochs", "what differs"], [row])
+def start(*flags: object, **variables: str) -> subprocess.Popen:
+    """Start main.py with these flags."""
+    command = [sys.executable, training.__file__, *map(str, flags)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | variables)
 
 
-def report_kills(options: Namespace, runs: Path, rng: np.random.Generator) -> None:
-    """Kill short runs at random moments, and resume them until they end. The first loss ends it."""
-    train(runs, *SHORT, "--name", "reference")
-    train(runs, *SHORT, "--name", "longer")
-    train(runs, "--resume", runs / "longer", "--epochs", "5")
-    slow = Script(runs, "main", *SHORT, "--name", "slow", slow=0)
-    slow.wait_for_training()
+def check_end(process: subprocess.Popen) -> None:
+    """Wait until a process has ended; UserError where it failed."""
+    if process.wait():
+        raise UserError(f"status {process.returncode}: {shlex.join(process.args)}")
+
+
+def read_history(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's history."""
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Kills
+
+
+def report_kills(options: Namespace, runs: Path) -> None:
+    """Kill runs at random moments, and resume them until they end: a new run, the same trained further, and so on.
+
+    Each run that ended is compared with one that was never killed.
+    """
+    reference, longer = runs / "reference", runs / "longer"
+    process = start(*KILLED, "--epochs", EPOCHS[0], "--name", "reference")
+    wait_for_write(process, reference)
     began = time.monotonic()
-    slow.wait()
-    span = time.monotonic() - began  # seconds of training in which the kills come
-
-    counts = dict.fromkeys(("kills", "while a file was half written", "before the first epoch was complete"), 0)
-    ended = dict.fromkeys(KINDS, 0)
-
-    def draw_moments() -> Iterator[float]:
-        while counts["kills"] < options.kills and not lost:
-            yield rng.uniform(0, span)
-
-    for number in itertools.count():
-        kind = KINDS[number % len(KINDS)]
-        folder = runs / f"run-{number // len(KINDS)}"
-        first = ["--resume", folder, "--epochs", "5"] if kind == KINDS[2] else [*SHORT, "--name", folder.name]
-        first += ["--overwrite"] if kind == KINDS[1] else []
-        if not kill_until_it_ends(folder, first, draw_moments(), counts):
-            break
-        ended[kind] += 1
-    text = f"""
-        `python main.py {shlex.join(SHORT)}` was killed (SIGKILL) at random moments and resumed until it ended: a new
-        run, one that overwrites it, then that one trained for one more epoch, and so on. Each step of a write was
-        slowed down by up to {SLOWDOWN} s. After each kill every file was checked, and a run was drawn from and
-        measured. Each run that ended is compared, bit for bit, with one that was never killed."""
-    rows = [*counts.items(), *((f"runs finished: {kind}", count) for kind, count in ended.items())]
-    print_section("Killed at random moments", text, ["what", "how many"], rows)
-
-
-def kill_until_it_ends(folder: Path, first: list[str | Path], moments: Iterator[float], counts: dict) -> bool:
-    """Start a run by the arguments `first`, kill and resume it. Say whether it ended, or `moments` did first."""
-    path = folder / "config.json"
-    before = path.read_text() if path.exists() else None
-    arguments = first
-    for seconds in moments:
-        script = Script(folder.parent, "main", *arguments, slow=counts["kills"])
-        script.wait_for_training()
-        moment = time.monotonic() + seconds
-        script.wait_for(lambda moment=moment: time.monotonic() > moment)
-        script.send(signal.SIGKILL)
-        status, config = script.wait(), read_config(folder)
-        has_ended = config["finished"] is not None and path.read_text() != before
-        if status == -signal.SIGKILL:
+    check_end(process)
+    span = (time.monotonic() - began) / 2  # seconds in which a kill comes
+    shutil.copytree(reference, longer)
+    check_end(start("--resume", longer, "--epochs", EPOCHS[1]))
+    counts = dict.fromkeys(("kills", "a file was half written", "files one epoch apart", "nothing was saved yet"), 0)
+    ended = [0, 0]  # new runs, and runs that were trained further
+    untouched, rng = read_bytes(reference), np.random.default_rng(0)
+    while counts["kills"] < options.kills:
+        further = sum(ended) % 2
+        folder = runs / f"run-{ended[1]}"
+        while kill(folder, EPOCHS[further], rng.uniform(0, span)):
             counts["kills"] += 1
-            counts["while a file was half written"] += any(re.match(r"\.\d+-", name) for name in os.listdir(folder))
-            counts["before the first epoch was complete"] += config["epochs_done"] == 0
-        elif status != 0 or not has_ended:
-            lost.append(f"{folder.name}: status {status}: {script.last_line}")
-        check_all(folder.parent, f"after kill {counts['kills']}")
-        if has_ended:
-            reference = "reference" if config["settings"]["epochs"] == 4 else "longer"
-            differences = find_differences(folder, folder.parent / reference)
-            lost.extend(f"{folder.name}: {name} differs from {reference}" for name in differences)
-            return True
-        # While the config is that of the finished run that was there before, the new one has nothing to resume.
-        arguments = first if config["finished"] else ["--resume", folder]
-    return False
+            check(folder, reference, counts)
+        ended[further] += 1
+        wanted, result = read_result(longer if further else reference), read_result(folder)
+        different = [name for name in wanted | result if wanted.get(name) != result.get(name)]
+        if different or read_bytes(reference) != untouched:
+            raise UserError(f"{folder.name} differs from a run without a break ({different}), or {reference} changed")
+    print(f"\n`main.py {shlex.join(KILLED)}`: nothing was lost; {len(wanted)} arrays are the same, bit for bit.")
+    print_table(["what", "how many"], *counts.items(), ["new runs", ended[0]], ["trained further", ended[1]])
 
 
-def check_all(runs: Path, when: str) -> None:
-    """Check each file of each run, draw from the run that finished last, and measure it."""
-    for folder in runs.iterdir():
-        lost.extend(f"{when}: {name} of {folder.name} is damaged" for name in find_damaged(folder))
-    picture = ["--output", runs.parent / "digits.png"]
-    few = ["--images", "5", "--importance-samples", "2", "--json"]
-    for script in (Script(runs, "generator", *picture), Script(runs, "evaluate", *few)):
-        if script.wait() != 0:
-            lost.append(f"{when}: {script.last_line}")
+def kill(folder: Path, epochs: int, seconds: float) -> bool:
+    """Start or resume a run, and kill it so many seconds after its first write. Say whether it still ran then."""
+    which = ["--resume", folder] if folder.exists() else ["--name", folder.name]
+    process = start(*KILLED, *which, "--epochs", epochs)
+    wait_for_write(process, folder)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+        check_end(process)
+        return False
+    process.kill()
+    process.wait()
+    return True
 
 
-def report_signals(options: Namespace, runs: Path, rng: np.random.Generator) -> None:
-    """Interrupt runs at random moments: how long it takes until they end, and what they say."""
-    rows = []
-    for number, name, status in ((signal.SIGINT, "Ctrl-C (SIGINT)", 130), (signal.SIGTERM, "SIGTERM", 143)):
-        seconds, lines = [], set()
-        for attempt in range(INTERRUPTIONS):
-            folder = runs / f"{number.name}-{attempt}"
-            script = Script(runs, "main", *SMALL, "--epochs", "200", "--name", folder.name)
-            script.wait_for_training()
-            time.sleep(rng.uniform(0, 8))
-            began = time.monotonic()
-            script.send(number)
-            ended = script.wait()
-            seconds.append(time.monotonic() - began)
-            lines.add(script.last_line.replace(str(folder), "RUNS/N"))
-            damaged = find_damaged(folder)
-            if ended != status or damaged:
-                lost.append(f"{name}: status {ended}; damaged: {damaged}")
-        if len(lines) > 1 or max(seconds) > PROMPT:
-            lost.append(f"{name}: after {max(seconds):.1f} s: {'; '.join(lines)}")
-        rows.append([name, INTERRUPTIONS, f"{max(seconds):.2f}", status, f"`{'; '.join(lines)}`"])
-    header = ["signal", "times", "seconds until it ended, at most", "exit status", "last line"]
-    print_section("Interrupted", "Signals came at random moments of the first eight seconds of training.", header, rows)
+def wait_for_write(process: subprocess.Popen, folder: Path) -> None:
+    """Wait until a process has changed a folder, or has ended."""
+    before = folder.exists() and folder.stat().st_mtime_ns
+    while process.poll() is None and before == (folder.exists() and folder.stat().st_mtime_ns):
+        time.sleep(0.01)
+
+
+def check(folder: Path, finished: Path, counts: dict[str, int]) -> None:
+    """After a kill, read all that the run has saved, and draw from it and from one that is finished."""
+    if not (folder / "training_state.npz").exists():
+        counts["nothing was saved yet"] += 1
+        return shutil.rmtree(folder)
+    counts["a file was half written"] += any(folder.glob(".[0-9]*-*"))
+    whole = [finished]
+    if (folder / "history.csv").exists():  # the last file of an epoch
+        history = json.loads(read_arrays(folder / "training_state.npz")["history"])
+        counts["files one epoch apart"] += len(history) != len(read_history(folder))
+        whole.append(folder)
+    for run in whole:
+        with contextlib.redirect_stdout(None):
+            generator.main(["--checkpoint", str(run), "--count", "4", "--output", f"{folder.parent}.png"])
+        Run.find(str(run)).load_encoder()
+    return None
+
+
+def read_arrays(path: Path) -> dict[str, bytes]:
+    """Return the arrays of an .npz, by name."""
+    with np.load(path) as archive:
+        return {name: archive[name].tobytes() for name in archive.files}
+
+
+def read_bytes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each of a run's files."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("[!.]*.*")}
+
+
+def read_result(folder: Path) -> dict[str, bytes]:
+    """Return all that a run has learnt, by name: weights, optimizer, frames, prior, losses; no times."""
+    config, arrays = Run.find(str(folder)).config, read_arrays(folder / "training_state.npz")
+    losses = [[value for name, value in row.items() if "loss" in name] for row in read_history(folder)]
+    losses = json.dumps([losses, config["test"], config["activity"]]).encode()
+    return arrays | read_arrays(folder / "prior.npz") | {"config": b"", "history": losses}
+
+
+# Growth
+
+
+def report_devices(options: Namespace, runs: Path) -> None:
+    """Train for two epochs on 1, 2 and 4 virtual devices of JAX; compare losses and speed."""
+    mnist = load.load(load.Source(None if options.data else "mnist", options.data))
+    few = runs.parent / "few.npz"
+    np.savez(few, x_train=mnist.train_images[:FEW], x_test=mnist.test_images[:1000])
+    rows, wanted = [["devices", "training loss", "losses differ by at most", "images a second"]], None
+    for count in (1, 2, 4):
+        jax = {"KERAS_BACKEND": "jax", "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        check_end(start("--data", few, "--batch-size", 100, "--epochs", 2, "--name", count, **jax))
+        history = read_history(runs / str(count))
+        losses = np.array([[float(value) for name, value in row.items() if "loss" in name] for row in history])
+        wanted = losses if wanted is None else wanted
+        rate = FEW / min(float(row["seconds"]) for row in history)
+        rows.append([count, f"{losses[-1][0]:.3f}", f"{np.abs(losses / wanted - 1).max():.1e}", f"{rate:,.0f}"])
+    print_table(*rows)
+
+
+def report_images(options: Namespace, runs: Path) -> None:
+    """Train for an epoch on MNIST, and on many images in a mapped file; compare speed and memory."""
+    mnist = load.load(load.Source(None if options.data else "mnist", options.data))
+    rows = [["images", "their size, MiB", "images a second", "most memory, MiB"]]
+    for count in (len(mnist.train_images), options.images):
+        folder = runs.parent / str(count)
+        folder.mkdir()
+        many = np.lib.format.open_memmap(folder / "x_train.npy", "w+", np.uint8, (count, 28, 28))
+        for begin in range(0, count, len(mnist.train_images)):
+            many[begin : begin + len(mnist.train_images)] = mnist.train_images[: count - begin]
+        np.save(folder / "x_test.npy", mnist.test_images)
+        process = start("--data", folder, "--batch-size", 100, "--epochs", 1, "--name", count)
+        memory = find_most_memory(process)
+        check_end(process)
+        rate = count / float(read_history(runs / str(count))[0]["seconds"])
+        rows.append([f"{count:,}", f"{many.nbytes / 2**20:,.0f}", f"{rate:,.0f}", f"{memory:,.0f}"])
+    print_table(*rows)
+
+
+def find_most_memory(process: subprocess.Popen) -> float:
+    """Return the most memory that a process has until it ends, in MiB: what the system calls RssAnon.
+
+    These are all pages but those of files, which the system takes back when it needs them.
+    """
+    most = 0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        most = max([most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))])
+        time.sleep(0.1)
+    return most / 1024
 
 
 if __name__ == "__main__":

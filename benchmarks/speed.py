@@ -1,11 +1,11 @@
 """Time training on the CPU, against plain Keras and PyTorch: python benchmarks/speed.py (see its --help).
 
-All train the same network on the same images with Adam, with the prior N(0, I), the same batch size and on the same
-cores. Each has a process of its own. It compiles and warms up first. Then they take turns: round 1 of each, round 2 of
-each, and so on; while one runs, the others sleep. "Times faster" is the median of the ratios within each round.
+All train `standard` on the same images with Adam, with the prior N(0, I), the same batch size and on the same cores.
+Each has a process of its own. It compiles and warms up first. Then they take turns: round 1 of each, round 2 of each,
+and so on; while one runs, the others sleep. "Times faster" is the median of the ratios within each round.
 
 PyTorch runs with what its tuning guide advises for a CPU: fused Adam, channels_last, torch.compile, and OpenMP threads
-bound to cores. To use fewer cores, start the script with `taskset`. With --peers, see peers.py.
+bound to cores. To use fewer cores, start the script with `taskset`. It needs Linux. With --peers, see peers.py.
 """
 
 import importlib.util
@@ -16,7 +16,6 @@ import re
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -51,12 +50,8 @@ class Job:
     """What each contestant is given."""
 
     options: Namespace  # every setting of the run, as vae.settings has them
-    images: int  # in a round
-    reference: Path  # an .npz with the weights of the Keras layers and what they compute
-
-    def make_images(self) -> np.ndarray:
-        """Return random images (n, 28, 28), bytes. What the pixels show does not change the speed."""
-        return np.random.default_rng(0).integers(0, 256, (self.images, 28, 28), np.uint8)
+    images: np.ndarray  # of a round: random bytes (n, 28, 28), as what they show does not change the speed
+    reference: dict[str, np.ndarray]  # the weights of the Keras layers, and what they compute
 
 
 def main() -> None:
@@ -68,21 +63,18 @@ def main() -> None:
     print("; ".join([describe_machine(), *(f"{name} {version(name)}" for name in ("tensorflow", "keras", "torch"))]))
     if options.peers is not None:
         return peers.report(options.peers, options.data)
-    own = settings.complete({"network": options.network, "prior": "normal"})
-    images = (options.steps or max(1, IMAGES_A_ROUND // own.batch_size)) * own.batch_size
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(own, images, Path(folder, "reference.npz"))
-        with ProcessPoolExecutor(1, PROCESSES) as pool:
-            pool.submit(write_reference, job).result()
-        rates = take_turns(choose_contestants(options.network), job, options.rounds)
-    print_results(rates, job)
+    own = settings.complete({"prior": "normal"})
+    count = options.steps * own.batch_size if options.steps else IMAGES_A_ROUND
+    job = Job(own, np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8), {})
+    with ProcessPoolExecutor(1, PROCESSES) as pool:
+        job.reference.update(pool.submit(compute_reference, job).result())
+    return print_results(take_turns(job, options.rounds), job)
 
 
 def parse() -> Namespace:
     """Read the command line."""
     parser = terminal.Parser("benchmarks/speed.py", description="Time training, against others in turn.")
     add, whole = parser.add_argument, terminal.positive_integer
-    add("--network", choices=settings.NETWORKS, default="standard", help="(default: standard; PyTorch has no other)")
     add("--rounds", type=whole, default=5, metavar="N", help="rounds of each (default: 5)")
     steps = f"training steps in a round (default: as many as {IMAGES_A_ROUND:,} images make)"
     add("--steps", type=whole, metavar="N", help=steps)
@@ -93,11 +85,9 @@ def parse() -> Namespace:
 
 
 def describe_machine() -> str:
-    """Return the cores that are used and, where the system tells, how busy they were."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return f"cores: {count_cores()} ({found[1] if found else platform.machine()}){load}"
+    """Return the cores that are used, and how busy they were."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"cores: {count_cores()} ({found[1] if found else platform.machine()}), load {os.getloadavg()[0]:.1f}"
 
 
 # The processes: a contestant is a pool of one, which sleeps between its rounds
@@ -115,25 +105,15 @@ def run_round() -> float:
     return run_prepared()
 
 
-def choose_contestants(network: str) -> dict[str, Callable]:
-    """Return the function that prepares each contestant, by its name."""
-    contestants = {OURS: prepare_project, "plain Keras `fit`, its defaults": prepare_plain_keras}
-    if network == "standard":
-        for name, compiles in (("PyTorch, eager", False), ("PyTorch, compiled", True)):
-            contestants[name] = partial(prepare_torch, compiles=compiles, channels_last=False)
-            contestants[f"{name}, channels_last"] = partial(prepare_torch, compiles=compiles, channels_last=True)
-    return contestants
-
-
-def take_turns(contestants: dict[str, Callable], job: Job, rounds: int) -> dict[str, list[float]]:
+def take_turns(job: Job, rounds: int) -> dict[str, list[float]]:
     """Start all contestants, and let each run a round in turn. Return the rates of each.
 
     A compiled PyTorch that does not start is left out, as it needs a C++ compiler. Other errors are raised.
     """
     with ExitStack() as stack:
         pools = {}
-        for name, prepare in contestants.items():
-            say(f"{name}: starting")
+        for name, prepare in CONTESTANTS.items():
+            print(f"-> {name}: starting", file=sys.stderr)
             pool = stack.enter_context(ProcessPoolExecutor(1, PROCESSES))
             try:
                 pool.submit(keep_round, prepare, job).result()
@@ -141,19 +121,14 @@ def take_turns(contestants: dict[str, Callable], job: Job, rounds: int) -> dict[
             except Exception as error:
                 if "compiled" not in name:
                     raise
-                say(f"{name}: left out ({error})")
+                print(f"-> {name}: left out ({error})", file=sys.stderr)
         rates = {name: [] for name in pools}
         for number in range(1, rounds + 1):
             for name, pool in pools.items():
                 time.sleep(PAUSE)
                 rates[name].append(pool.submit(run_round).result())
-                say(f"{name}: round {number} of {rounds}: {rates[name][-1]:,.0f} a second")
+                print(f"-> {name}: round {number}: {rates[name][-1]:,.0f} images a second", file=sys.stderr)
     return rates
-
-
-def say(line: str) -> None:
-    """Print the progress on standard error; standard output is for the table."""
-    print(f"-> {line}", file=sys.stderr, flush=True)
 
 
 # The contestants. Each function prepares one, and returns a function that runs a round and returns its rate.
@@ -161,17 +136,16 @@ def say(line: str) -> None:
 
 def prepare_project(job: Job) -> Callable[[], float]:
     """Train as main.py does: images a second."""
-    vae, images = build_vae(job), job.make_images()
+    vae = build_vae(job)
     from vae.callbacks import Reseed
 
-    batches = project.make_batches(images, job.options, job.options.batch_size, shuffle=True)
-    return partial(time_fit, vae, job.images, x=batches, shuffle=False, callbacks=[Reseed(batches, seed=0)])
+    batches = project.make_batches(job.images, job.options, job.options.batch_size, shuffle=True)
+    return partial(time_fit, vae, len(job.images), x=batches, shuffle=False, callbacks=[Reseed(batches, seed=0)])
 
 
 def build_vae(job: Job):
     """Build the VAE of main.py, compiled."""
-    images = job.make_images()
-    return project.build_vae(job.options, Dataset("random", images, None, None, images, None, "", "random"))
+    return project.build_vae(job.options, Dataset("random", job.images, None, None, job.images, None, "", "random"))
 
 
 def prepare_plain_keras(job: Job) -> Callable[[], float]:
@@ -182,11 +156,9 @@ def prepare_plain_keras(job: Job) -> Callable[[], float]:
 
     keras.utils.set_random_seed(0)
     options = job.options
-    halves = settings.NETWORKS[options.network].build((28, 28), options.hidden_dim, options.latent_dim)
-    vae = VAE(halves, NormalPrior())
+    vae = VAE(settings.NETWORKS["standard"].build((28, 28), options.hidden_dim, options.latent_dim), NormalPrior())
     vae.compile(keras.optimizers.Adam(options.learning_rate))
-    images = to_pixels(job.make_images())
-    return partial(time_fit, vae, job.images, x=images, batch_size=options.batch_size)
+    return partial(time_fit, vae, len(job.images), x=to_pixels(job.images), batch_size=options.batch_size)
 
 
 def time_fit(vae, count: int, callbacks: list | tuple = (), **arguments) -> float:
@@ -202,14 +174,13 @@ def time_fit(vae, count: int, callbacks: list | tuple = (), **arguments) -> floa
     return count / (times[-1] - times[0])
 
 
-def prepare_torch(job: Job, compiles: bool, channels_last: bool) -> Callable[[], float]:
+def prepare_torch(job: Job, compiles: bool = False, channels_last: bool = False) -> Callable[[], float]:
     """Train the same network in PyTorch: images a second; ValueError where it computes something else."""
     os.environ |= {"OMP_NUM_THREADS": str(count_cores()), "OMP_PROC_BIND": "CLOSE", "OMP_SCHEDULE": "STATIC"}
     import torch
 
     torch.manual_seed(0)
-    with np.load(job.reference) as reference:
-        arrays = {name: torch.from_numpy(reference[name]) for name in reference.files}
+    arrays = {name: torch.from_numpy(array) for name, array in job.reference.items()}
     vae = build_torch_vae(arrays, channels_last).eval()
     with torch.inference_mode():
         logits, loss = vae(arrays["images"], arrays["epsilon"])
@@ -218,22 +189,22 @@ def prepare_torch(job: Job, compiles: bool, channels_last: bool) -> Callable[[],
     vae.train()
     optimizer = torch.optim.Adam(vae.parameters(), job.options.learning_rate, eps=1e-7, fused=True)
     step = torch.compile(vae) if compiles else vae
-    images = torch.from_numpy(to_pixels(job.make_images()))
+    images = torch.from_numpy(to_pixels(job.images))
 
     def train() -> float:
         began = time.perf_counter()
-        for chosen in torch.randperm(job.images).split(job.options.batch_size):
+        for chosen in torch.randperm(len(images)).split(job.options.batch_size):
             _, loss = step(images[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return job.images / (time.perf_counter() - began)
+        return len(images) / (time.perf_counter() - began)
 
     return train
 
 
 def build_torch_vae(arrays: dict, channels_last: bool):
-    """Build `standard` in PyTorch with the weights of the Keras layers, which are called LAYER_0, LAYER_1 and so on."""
+    """Build `standard` in PyTorch with the weights of the Keras layers, which are called LAYER_0 and so on."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -290,38 +261,47 @@ def build_torch_vae(arrays: dict, channels_last: bool):
     return vae.to(memory_format=torch.channels_last) if channels_last else vae
 
 
-def write_reference(job: Job) -> None:
-    """Write the weights of the Keras layers, and what they compute from some images."""
+def compute_reference(job: Job) -> dict[str, np.ndarray]:
+    """Return the weights of the Keras layers, called LAYER_0 and so on, and what they compute from some images."""
     vae = build_vae(job)
     import keras
 
     from model import logits_of, reconstruction_loss
 
-    images = to_pixels(job.make_images()[: job.options.batch_size])
+    images = to_pixels(job.images[: job.options.batch_size])
     mean, log_var = vae.encoder(images)
     epsilon = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
     logits = logits_of(vae.decoder)(mean + keras.ops.exp(0.5 * log_var) * epsilon)
     loss = keras.ops.mean(reconstruction_loss(images, logits) + vae.prior.kl_loss(mean, log_var, None))
     layers = [*vae.encoder.layers, *vae.decoder.layers]
     weights = {f"{layer.name}_{i}": array for layer in layers for i, array in enumerate(layer.get_weights())}
-    np.savez(job.reference, images=images, epsilon=epsilon, logits=logits, loss=loss, **weights)
+    return weights | {"images": images, "epsilon": epsilon, "logits": logits.numpy(), "loss": loss.numpy()}
 
 
 def print_results(rates: dict[str, list[float]], job: Job) -> None:
     """Print the table."""
     command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
-    print(f"\n**Training `{job.options.network}`, batches of {job.options.batch_size}** (`{command}`)\n")
+    print(f"\n**Training `standard`, batches of {job.options.batch_size}** (`{command}`)\n")
     print(f"| trained by | images a second | {OURS} is faster, times |\n|---|---|---|")
     for name, own in rates.items():
         faster = "" if name == OURS else summarise([a / b for a, b in zip(rates[OURS], own, strict=True)], ".2f")
         print(f"| {name} | {summarise(own)} | {faster} |")
-    print(f"\nRounds: {len(rates[OURS])}, of {job.images:,} images each. Medians (lowest–highest).")
+    print(f"\nRounds: {len(rates[OURS])}, of {len(job.images):,} images each. Medians (lowest–highest).")
 
 
 def summarise(values: list[float], form: str = ",.0f") -> str:
     """Return the median of the rounds, with the lowest and the highest."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
+
+CONTESTANTS = {
+    OURS: prepare_project,
+    "plain Keras `fit`, its defaults": prepare_plain_keras,
+    "PyTorch as it comes": prepare_torch,
+    "PyTorch, channels_last": partial(prepare_torch, channels_last=True),
+    "PyTorch, compiled": partial(prepare_torch, compiles=True),
+    "PyTorch, compiled, channels_last": partial(prepare_torch, compiles=True, channels_last=True),
+}
 
 if __name__ == "__main__":
     terminal.run(main)
