@@ -41,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> Namespace:
     arrays = "save the images as well: key 'images', (n, H, W), float32 in [0, 1] (default: none)"
     add("--arrays", metavar="NPZ", help=arrays)
     instead = parser.add_mutually_exclusive_group()
-    walks = "from a digit to another, through all of several --label, or from an image of --data to the next"
+    walks = "from one digit to another, through all of several --label, or from each image of --data to the next"
     instead.add_argument("--interpolate", action="store_true", help=f"instead: walks {walks} (default: off)")
     plane = "a plane of the latent space, along its two most active dimensions"
     instead.add_argument("--manifold", action="store_true", help=f"instead: {plane} (default: off)")
@@ -68,7 +68,7 @@ def check(options: Namespace) -> None:
     """Find out what is to be written; refuse flags that contradict each other."""
     place = terminal.as_path(options.output)
     options.in_folder = options.output.endswith(("/", os.sep)) or place.is_dir()
-    options.moves = options.interpolate and place.suffix in MOVING and not options.in_folder
+    options.moves = options.interpolate and place.suffix.lower() in MOVING and not options.in_folder
     if not options.in_folder and place.suffix.lower() not in KINDS:
         raise UserError(f"--output {place}: pictures of this kind cannot be written; choose {', '.join(KINDS)}")
     options.output = place if place.is_dir() else files.check_place("--output", options.output)
