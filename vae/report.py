@@ -53,14 +53,11 @@ def print_remarks(dataset: Dataset) -> None:
 def print_banner(run: Run, dataset: Dataset, vae) -> None:
     """Print every setting, and the shape of every stage."""
     settings, devices = run.settings, find_devices()
-    validation = dataset.validation_images
     state = 4 * sum(math.prod(variable.shape) for variable in list_variables(vae))
     lines = {
         "dataset": f"{dataset.name} ({dataset.source}{'; MNIST is unavailable' if dataset.replaces_mnist else ''})",
         "image_size": "{} x {}".format(*dataset.image_shape),
-        "train_images": len(dataset.train_images),
-        "validation_images": 0 if validation is None else len(validation),
-        "test_images": len(dataset.test_images),
+        **{name: run.config["dataset"][name] for name in ("train_images", "validation_images", "test_images")},
         **{name: value for name, value in vars(settings).items() if name not in ("dataset", "image_size", "data")},
         "prior": "N(0, I)" if settings.prior == "normal" else f"mixture of {settings.components} Gaussians, learned",
         "device": f"{' to '.join(devices[:: max(1, len(devices) - 1)])} ({count_cores()} cores, {find_backend()})",

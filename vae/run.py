@@ -155,7 +155,7 @@ class Run:
             return
         if self.folder is None:
             self.folder = runs.create_folder(self.settings, dataset.name)
-        with runs.lock(self.folder), self._name_resume_command():
+        with runs.lock(self.folder):
             for path in self.folder.glob(".[0-9]*-*"):  # what a killed process had half written
                 path.unlink()
             if earlier is not None:
@@ -164,7 +164,11 @@ class Run:
             self._save(vae)
             for name in FINAL_FILES:
                 (self.folder / name).unlink(missing_ok=True)
-            yield
+            try:
+                yield
+            except KeyboardInterrupt as stop:
+                stop.add_note(f"go on with: python main.py --resume {shlex.quote(shown(self.folder))}")
+                raise
 
     def make_row(self, losses: list[float], seconds: float, elapsed: float) -> dict:
         """Return the next row of the history, from the losses on training and on held-out images."""
@@ -233,14 +237,6 @@ class Run:
             writer.writeheader()
             writer.writerows(self.rows)
 
-    @contextmanager
-    def _name_resume_command(self) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt as stop:
-            stop.add_note(f"go on with: python main.py --resume {shlex.quote(shown(self.folder))}")
-            raise
-
     # Restore
 
     def load_encoder(self):
@@ -268,28 +264,19 @@ def _describe(settings: Namespace, vae, dataset: Dataset) -> dict:
     """Return the config of a run that begins, or that is resumed."""
     import keras
 
-    backend = keras.backend.backend()
-    validation = dataset.validation_images
+    backend, validation = keras.backend.backend(), dataset.validation_images
     return {
         "settings": vars(settings),
-        "dataset": {
-            "name": dataset.name,
-            "sha256": dataset.sha256,
+        "dataset": {name: getattr(dataset, name) for name in ("name", "sha256", "reading", "label_names", "warning")}
+        | {
+            "image_size": dataset.image_shape,
             "train_images": len(dataset.train_images),
             "validation_images": 0 if validation is None else len(validation),
             "test_images": len(dataset.test_images),
-            "image_size": dataset.image_shape,
-            "reading": dataset.reading,
-            "label_names": dataset.label_names,
-            "warning": dataset.warning,
         },
         "backend": backend,
-        "versions": {
-            "python": platform.python_version(),
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-            backend: sys.modules[backend].__version__,
-        },
+        "versions": {name: sys.modules[name].__version__ for name in ("keras", "numpy", backend)}
+        | {"python": platform.python_version()},
         "parameters": sum(part.count_params() for part in (vae.encoder, vae.decoder, vae.prior)),
     }
 
