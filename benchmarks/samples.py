@@ -110,8 +110,7 @@ def train_classifier(dataset: Dataset, seed: int) -> Callable:
     model.compile(
         keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
     )
-    pixels = to_pixels(dataset.train_images)
-    model.fit(pixels, dataset.train_labels, batch_size=batch_size, epochs=epochs, verbose=0)
+    model.fit(to_pixels(dataset.train_images), dataset.train_labels, batch_size=batch_size, epochs=epochs, verbose=0)
     accuracy = model.evaluate(to_pixels(dataset.test_images), dataset.test_labels, verbose=0)[1]
     print(f"The classifier recognises {accuracy:.2%} of the {len(dataset.test_images):,} test images.", flush=True)
     if accuracy < 0.99:
