@@ -1,13 +1,8 @@
 """Small images, and the files that people save them in."""
 
-import contextlib
-import gzip
-import hashlib
 import io
 import struct
-import tracemalloc
 import zipfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +12,7 @@ from vae.data import load as loading
 from vae.data.dataset import Dataset
 
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-NAMES = ("x_train", "y_train", "x_test", "y_test")
-FIELDS = ("train_images", "train_labels", "test_images", "test_labels")  # of a Dataset, in the order of NAMES
+FIELDS = ("train_images", "train_labels", "test_images", "test_labels")  # of a Dataset
 
 
 def make_arrays(train: int = 6, test: int = 3) -> dict[str, np.ndarray]:
@@ -33,28 +27,14 @@ def make_arrays(train: int = 6, test: int = 3) -> dict[str, np.ndarray]:
 
 
 def to_idx(array: np.ndarray) -> bytes:
-    """An IDX file of bytes or of int32."""
-    kind = {np.dtype(np.uint8): 8, np.dtype(">i4"): 12}[array.dtype]
+    """An IDX file of bytes, int32 or float32 (big-endian)."""
+    kind = {"|u1": 8, ">i4": 12, ">f4": 13}[array.dtype.str]
     return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 
 def make_idx_files(train: int = 6, test: int = 3) -> dict[str, bytes]:
-    """The four IDX files of `make_arrays`, by stem."""
+    """The four IDX files of `make_arrays`, by name."""
     return dict(zip(STEMS, map(to_idx, make_arrays(train, test).values()), strict=True))
-
-
-def write_folder(folder: Path, files: dict[str, bytes], zipped: bool = False) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        path = folder / (f"{name}.gz" if zipped else name)
-        path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
-    return folder
-
-
-def write_npz(path: Path, **arrays) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
-    return path
 
 
 def to_npy(array: np.ndarray) -> bytes:
@@ -72,37 +52,42 @@ def to_zip(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
     return file.getvalue()
 
 
-def to_csv(rows: Iterable, separator: str = ",") -> bytes:
-    return "\n".join(separator.join(map(str, row)) for row in rows).encode()
+def to_csv(*rows: list) -> bytes:
+    return "\n".join(",".join(map(str, row)) for row in rows).encode()
 
 
-def save_picture(path: Path, image: np.ndarray, mode: str = "L", **options) -> None:
+def write(folder: Path, **files: bytes | np.ndarray) -> Path:
+    """Write files, and pictures of arrays, whose names may have `/`; return the folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, np.ndarray):
+            Image.fromarray(content).save(path)
+        else:
+            path.write_bytes(content)
+    return folder
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).convert(mode).save(path, **options)
+    np.savez(path, **arrays)
+    return path
 
 
 def load(path: Path, **options) -> Dataset:
-    """Load the images at a path, as --data does."""
+    """Load the images at a path to train on, as main.py --data does."""
     return loading.load(loading.Source(data=str(path), **options))
 
 
-def assert_is_made(dataset: Dataset) -> None:
-    """The data set is that of `make_arrays`, as bytes, and its fingerprint that of the images alone."""
-    for field, wanted in zip(FIELDS, make_arrays().values(), strict=True):
+def show(path: Path, names: list[str] | None = None, **trained) -> Dataset:
+    """Load the images at a path to show them to a model of 28 x 28 pixels, whose labels have these names."""
+    trained = {"name": "digits", "sha256": "", "image_size": [28, 28], "label_names": names, "reading": {}} | trained
+    config = {"settings": {"data": None, "transpose": False, "seed": 0}, "dataset": trained}
+    return loading.load_shown(loading.Source(data=str(path)), config)
+
+
+def assert_same(dataset: Dataset, arrays: dict[str, np.ndarray]) -> None:
+    """The data set has these arrays, by their names in an .npz, in the types in which they are."""
+    for field, wanted in zip(FIELDS, arrays.values(), strict=True):
         np.testing.assert_array_equal(getattr(dataset, field), wanted)
-    digest = hashlib.sha256()
-    for images in (dataset.train_images, dataset.test_images):
-        assert images.dtype == np.uint8
-        digest.update(f"{images.shape} uint8".encode() + images.tobytes())
-    assert dataset.sha256 == digest.hexdigest()
-
-
-@contextlib.contextmanager
-def little_memory(most: int) -> Iterator[None]:
-    """Fail where Python and NumPy take more than so many bytes at a time."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < most
-    finally:
-        tracemalloc.stop()
+    assert (dataset.train_images.dtype, dataset.test_images.dtype) == (np.uint8, np.uint8)

@@ -1,12 +1,13 @@
-"""Damaged files of every format: each is read, or refused in one line that names it. Never anything else."""
+"""Damaged files of the five forms: each is read, or refused in one line that names it; nothing in it is executed."""
 
 import gzip
 import io
+import sys
 import zipfile
 
 import numpy as np
 import pytest
-from helpers import STEMS, load, make_arrays, make_idx_files, to_npy, to_zip, write_folder
+from helpers import STEMS, load, make_arrays, make_idx_files, to_csv, to_npy, to_zip, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,9 +15,10 @@ from PIL import Image
 from vae.terminal import UserError
 
 ARRAYS = make_arrays(2, 1)
-STEM = STEMS[0]
 IDX = make_idx_files(2, 1)
-NPZ = to_zip(zipfile.ZIP_DEFLATED, **{name: to_npy(array) for name, array in ARRAYS.items()})
+FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")
+events: list[str] = []
+sys.addaudithook(lambda event, arguments: events.append(event) if event in FORBIDDEN else None)
 
 
 @st.composite
@@ -24,8 +26,7 @@ def damage(draw, content: bytes) -> bytes:
     """The content with some bytes changed, cut off, repeated or inserted, most often near one of its ends."""
     size = len(content)
     place = st.one_of(st.integers(0, size), st.integers(0, min(size, 200)), st.integers(max(0, size - 400), size))
-    kind = draw(st.sampled_from(["change", "cut", "repeat", "insert"]))
-    start = draw(place)
+    kind, start = draw(st.sampled_from(["change", "cut", "repeat", "insert"])), draw(place)
     if kind == "cut":
         return content[:start]
     if kind == "repeat":
@@ -36,8 +37,8 @@ def damage(draw, content: bytes) -> bytes:
     return content[:start] + new + content[start + (len(new) if kind == "change" else 0) :]
 
 
-def npy_headers() -> st.SearchStrategy[bytes]:
-    """Arrays that declare other shapes and types than they hold."""
+def headers() -> st.SearchStrategy[bytes]:
+    """Arrays that declare other shapes and types than they hold, pickle among them."""
     shapes = ["(10000000000, 28, 28)", "(9223372036854775807,)", "(-1, 28, 28)", "()", "(0,)", "(2.5,)", "(28, 28) * 9"]
     shapes += ["(" * 180 + ")" * 180, "(1,) * 10**9", "(True, 28, 28)", "(2, 28, 28)", "(" + "9" * 500 + ",)"]
     types = ["'|u1'", "'<f8'", "'|b1'", "'|O'", "'|V0'", "'|S0'", "'<f16'", "'<U9'", "'<m8[ns]'", "[('a', '<f4')]", "7"]
@@ -48,84 +49,57 @@ def npy_headers() -> st.SearchStrategy[bytes]:
         return b"\x93NUMPY" + bytes([version, 0]) + length + text + ARRAYS["x_train"].tobytes()
 
     return st.builds(
-        build, st.sampled_from(shapes), st.sampled_from(types), st.integers(1, 4), st.sampled_from([0, 900, 20_000])
+        build, st.sampled_from(shapes), st.sampled_from(types), st.integers(1, 4), st.sampled_from([0, 20_000])
     )
 
 
-def values() -> st.SearchStrategy[bytes]:
-    """Sound arrays of other types and with other values."""
-
-    def build(value: float, kind: str, share: float) -> bytes:
-        with np.errstate(all="ignore"):
-            chosen = np.random.default_rng(0).random((2, 28, 28)) < share
-            return to_npy(np.where(chosen, value, ARRAYS["x_train"]).astype(kind))
-
-    numbers = st.sampled_from([0, 1, -1, 255, 256, np.nan, np.inf, -np.inf, 1e-45, 1e38, 1e300])
-    kinds = st.sampled_from(["f2", "f4", "f8", "g", "i1", "i8", "u1", "u8", "?", "c8", ">f4", "U5"])
-    return st.builds(build, numbers, kinds, st.sampled_from([0.01, 1]))
-
-
-def replace_member(content: bytes) -> bytes:
-    members = {name: to_npy(array) for name, array in ARRAYS.items()}
-    return to_zip(zipfile.ZIP_STORED, **members | {"x_train": content})
-
-
-def to_csv(images: np.ndarray) -> bytes:
-    return b"\n".join(b"7," + ",".join(map(str, image.ravel())).encode() for image in images)
+def to_npz(content: bytes) -> bytes:
+    """An .npz whose x_train has this content."""
+    return to_zip(**{name: to_npy(array) for name, array in ARRAYS.items()} | {"x_train": content})
 
 
 def to_png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
+    Image.fromarray(image).save(file := io.BytesIO(), "PNG")
     return file.getvalue()
 
 
+NPY, CSV = to_npy(ARRAYS["x_train"]), to_csv(*([7, *image[:8, :8].ravel()] for image in ARRAYS["x_train"]))
 KINDS = {
-    "idx": (STEM, damage(IDX[STEM])),
-    "gzip": (STEM, damage(gzip.compress(IDX[STEM], mtime=0))),
-    "inside gzip": (STEM, damage(IDX[STEM]).map(gzip.compress)),
-    "npz": ("a.npz", damage(NPZ)),
-    "inside npz": ("a.npz", damage(to_npy(ARRAYS["x_train"])).map(replace_member)),
-    "npy headers": ("a.npz", npy_headers().map(replace_member)),
-    "values": ("a.npz", values().map(replace_member)),
-    "npy": ("x_train.npy", damage(to_npy(ARRAYS["x_train"]))),
-    "csv": ("a.csv", damage(to_csv(ARRAYS["x_train"][:, :8, :8]))),
-    "png": ("pictures/a.png", damage(to_png(ARRAYS["x_train"][0]))),
+    "IDX": (STEMS[0], damage(IDX[STEMS[0]])),
+    "gzip": (STEMS[0], damage(gzip.compress(IDX[STEMS[0]], mtime=0))),
+    "inside gzip": (STEMS[0], damage(IDX[STEMS[0]]).map(gzip.compress)),
+    "npz": ("a.npz", damage(to_zip(zipfile.ZIP_DEFLATED, **{name: to_npy(array) for name, array in ARRAYS.items()}))),
+    "inside npz": ("a.npz", damage(NPY).map(to_npz)),
+    "headers in npz": ("a.npz", headers().map(to_npz)),
+    "npy": ("npy/x_train.npy", damage(NPY)),
+    "headers of npy": ("npy/x_train.npy", headers()),
+    "csv": ("a.csv", damage(CSV)),
+    "pictures": ("pictures/a.png", damage(to_png(ARRAYS["x_train"][0]))),
 }
 
 
 @pytest.mark.filterwarnings("ignore")  # of NumPy and zipfile, about what is damaged
 @pytest.mark.parametrize("name, contents", KINDS.values(), ids=KINDS)
 def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, name, contents):
-    write_folder(tmp_path, IDX)
-    write_folder(tmp_path / "pictures", {"b.png": to_png(ARRAYS["x_train"][1]), "c.png": to_png(ARRAYS["x_test"][0])})
-    refused = []
+    write(tmp_path, **IDX, **{"pictures/b.png": ARRAYS["x_train"][1], "pictures/c.png": ARRAYS["x_test"][0]})
+    path = tmp_path if name == STEMS[0] else (tmp_path / name).parent if "/" in name else tmp_path / name
+    results = {"read": 0, "refused": 0}
+    events.clear()
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(contents)
     def check(content: bytes) -> None:
-        (tmp_path / name).write_bytes(content)
-        path = tmp_path if name == STEM else (tmp_path / name).parent if "/" in name else tmp_path / name
+        write(tmp_path, **{name: content})
         try:
             dataset = load(path)
         except UserError as error:
-            refused.append(error)
-            assert str(path) in str(error)
-            assert "\n" not in str(error) and len(str(error)) < 700
+            results["refused"] += 1
+            assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 700
             return
-        refused.extend(["skipped"] * any("skipped" in note for note in dataset.notes))
+        results["refused" if any("skipped" in note for note in dataset.notes) else "read"] += 1
         for images in (dataset.train_images, dataset.test_images):
             assert images.dtype in (np.uint8, np.float32) and images.shape[1:] == dataset.image_shape
-            assert images.dtype == np.uint8 or 0 <= images.min() <= images.max() <= 1
-        assert len(dataset.train_images) and all("\n" not in note for note in dataset.notes)
+            assert len(images) and (images.dtype == np.uint8 or 0 <= images[:].min() <= images[:].max() <= 1)
 
     check()
-    assert len(refused) > 10
-
-
-def test_the_damage_is_of_files_that_are_sound(tmp_path):
-    (tmp_path / "a.npz").write_bytes(NPZ)
-    with zipfile.ZipFile(io.BytesIO(NPZ)) as archive:
-        assert archive.testzip() is None
-    for path in (write_folder(tmp_path, IDX), tmp_path / "a.npz"):
-        np.testing.assert_array_equal(load(path).train_images, ARRAYS["x_train"])
+    assert results["refused"] > 5 and events == []

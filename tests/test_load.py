@@ -1,29 +1,38 @@
-"""Data sets: the digits, the user's own images, the images of a run, and the fingerprint."""
+"""What is wanted becomes a data set: to train on, or to show to a trained model."""
 
+import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, refuse
-from helpers import load, make_arrays, make_idx_files, write_folder, write_npz
+from helpers import load, make_arrays, make_idx_files, show, write, write_npz
 
 from vae.data import load as loading
-from vae.data.load import Options
+from vae.data.load import Source
 
+X, Y, T, U = make_arrays(50, 20).values()
 HEAVY = ("PIL", "keras", "pooch", "requests", "sklearn", "tensorflow", "tqdm")
+
+
+def test_mnist_to_the_bit():
+    if "MNIST_DIR" not in os.environ:
+        pytest.skip("MNIST_DIR names no folder")
+    dataset = load(os.environ["MNIST_DIR"])
+    shipped = json.loads((ROOT / "checkpoints" / "pretrained" / "config.json").read_text())["dataset"]
+    assert (dataset.sha256, len(dataset.train_images), len(dataset.test_images)) == (shipped["sha256"], 60000, 10000)
+    assert (dataset.notes, dataset.warning, dataset.reading) == ((), None, {})
+    np.testing.assert_array_equal(np.bincount(dataset.test_labels)[:3], [980, 1135, 1032])
 
 
 def test_digits():
     from sklearn.datasets import load_digits
 
-    small, dataset = load_digits(), loading.load(Options("digits"))
+    small, dataset = load_digits(), loading.load(Source("digits"))
     assert (dataset.name, dataset.source, dataset.warning) == ("digits", "embedded in scikit-learn", None)
     assert (dataset.train_images.shape, dataset.test_images.shape) == ((1500, 28, 28), (297, 28, 28))
-    assert dataset.image_shape == (28, 28) and dataset.validation_images is None
     assert dataset.sha256 == "52f13900c7c6d8fd0eb909fc494384e4fe89e60b169181355f03778ffd6f8856"
     np.testing.assert_array_equal(np.concatenate([dataset.train_labels, dataset.test_labels]), small.target)
     # Upright and in place: where a small pixel has its centre, the image looks like it; around the digits all is black.
@@ -33,24 +42,6 @@ def test_digits():
     assert (images[:, :2] == 0).all() and (images[:, :, -2:] == 0).all() and images.max() > 230
 
 
-def test_the_fingerprint_depends_on_the_images_alone(tmp_path):
-    """Their order in memory does not count: assert_is_made computes it for every layout of test_layouts.py."""
-    arrays = make_arrays()
-    images = {"x_train": arrays["x_train"], "x_test": arrays["x_test"]}
-    changed = images | {"x_test": images["x_test"] ^ 1}
-    swapped = {"x_train": images["x_test"], "x_test": images["x_train"]}
-    validated = images | {"x_val": images["x_test"]}
-    sets = enumerate((arrays, images, changed, swapped, validated))
-    labelled, *found = [load(write_npz(tmp_path / f"{number}.npz", **one)).sha256 for number, one in sets]
-    assert labelled == found[0] and len(set(found)) == 4
-
-
-@pytest.mark.parametrize("size", [0, 27, 132, -4])
-def test_a_size_that_no_network_takes_is_refused_before_a_download(monkeypatch, size):
-    monkeypatch.setattr(loading.public, "find", lambda name: pytest.fail("it is downloaded"))
-    assert f"--image-size {size}" in refuse(loading.load, Options("mnist", image_size=size))
-
-
 # The user's own images
 
 
@@ -58,101 +49,126 @@ def test_a_size_that_no_network_takes_is_refused_before_a_download(monkeypatch, 
     "name, safe", [("déjà vu", "d-j-vu"), ("..hidden", "hidden"), ("é", "data"), ("a_b-c.1", "a_b-c.1")]
 )
 def test_the_name_is_fit_for_a_folder(tmp_path, name, safe):
-    folder = write_folder(tmp_path / name, make_idx_files())
-    dataset = loading.load(Options("digits", str(folder)))  # --data wins
+    folder = write(tmp_path / name, **make_idx_files())
+    dataset = loading.load(Source("digits", str(folder)))  # --data wins
     assert (dataset.name, dataset.source, dataset.warning) == (safe, str(folder), None)
-    assert load(write_npz(tmp_path / f"{name}.npz", **make_arrays())).name == safe
+    assert load(write_npz(tmp_path / f"{name}.npz", x_train=X)).name == safe
 
 
 def test_relative_paths_and_home(tmp_path, monkeypatch):
-    monkeypatch.chdir(write_folder(tmp_path / "mine", make_idx_files()))
+    monkeypatch.chdir(write(tmp_path / "mine", **make_idx_files()))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # on Windows
     assert [load(path).name for path in (".", "~/mine", "../mine")] == ["mine"] * 3
 
 
-def test_a_path_without_images_is_refused(tmp_path):
-    (tmp_path / "folder.npz").mkdir()
-    cases = {"nowhere": "no such file", "folder.npz": "holds no images"}
-    for name, words in cases.items():
-        message = refuse(load, tmp_path / name)
-        assert words in message and str(tmp_path / name) in message
+def test_what_is_no_data_set_is_refused_with_what_to_do(tmp_path):
+    write(
+        tmp_path,
+        **{"seven.png": X[0], "a.mat": b"", "sets/a/train.csv": b"", "sets/b/MNIST/raw/t10k-images-idx3-ubyte.gz": b""},
+    )
+    cases = {
+        "https://host/mnist.npz": "download it first",
+        tmp_path / "nowhere": "no such file",
+        "a\0b": "no such file",
+    }
+    cases |= {tmp_path / "seven.png": "give their folder", tmp_path / "a.mat": "is no folder, .npz or .csv"}
+    cases |= {tmp_path / "sets": str(tmp_path / "sets" / "b" / "MNIST" / "raw")}
+    for path, words in cases.items():
+        line = refuse(load, path)
+        assert words in line and line.startswith(f"--data {path}") and "docs/data.md" in line
 
 
-@pytest.mark.parametrize("path", ["~\0", "~\ud800", "\0", "a\nb", "\u2028", "x" * 300, "x" * 10**5, "/" + "x/" * 3000])
-def test_a_path_from_a_hostile_config_is_refused_in_one_line(path):
-    config = {"settings": {"data": path}, "dataset": {"name": "mine"}}
-    assert "--data" in refuse(load, path) and "--data" in refuse(loading.load_for_run, Options(), config)
-
-
-@pytest.mark.parametrize("name", ["cifar", "a\nb", "x" * 10**5, ""])
-def test_an_unknown_data_set_is_refused_in_one_line(name):
-    assert "no such data set" in refuse(loading.load, Options(name))
-    config = {"settings": {"data": None}, "dataset": {"name": name}}
-    assert "no such data set" in refuse(loading.load_for_run, Options(), config)
-
-
-def test_the_images_of_a_run_are_found_again(tmp_path):
-    folder = str(write_folder(tmp_path / "mine", make_idx_files()))
-    settings = {"data": folder, "image_size": 16, "transpose": True, "seed": 5}
-    own = {"settings": settings, "dataset": {"name": "mine"}}
-    public = {"settings": {"data": None}, "dataset": {"name": "digits"}}  # of a version that had fewer settings
-    trained_on = loading.load(Options(data=folder, transpose=True, image_size=16, seed=5))
-    assert loading.load_for_run(Options(), own).sha256 == trained_on.sha256
-    assert loading.load_for_run(Options("digits"), own).image_shape == (16, 16)
-    assert loading.load_for_run(Options("digits"), own).notes != trained_on.notes  # it is not transposed
-    assert loading.load_for_run(Options(), public).name == "digits"
-    assert loading.load_for_run(Options(data=folder), public).name == "mine"
-    recorded = {"settings": {"data": None}, "dataset": {"name": "digits", "image_size": [16, 24]}}
-    assert loading.load_for_run(Options(), recorded).image_shape == (16, 24)
-    assert loading.load_for_run(Options(data=folder), recorded).image_shape == (16, 24)
-    shutil.rmtree(folder)
-    message = refuse(loading.load_for_run, Options(), own)
-    assert folder in message and "trained on" in message and not message.startswith("--data")
-
-
-def test_the_test_set_of_a_run_depends_on_its_seed(tmp_path):
-    path = write_npz(tmp_path / "a.npz", x_train=make_arrays(50)["x_train"], y_train=np.arange(50))
-    whole = np.load(path)["x_train"]
-    dataset = load(path, seed=5)
-    config = {"settings": {"data": str(path), "seed": 5}, "dataset": {"name": "a"}}
+def test_a_test_set_is_held_out_by_the_seed_where_there_is_none(tmp_path):
+    path = write_npz(tmp_path / "a.npz", x_train=X, y_train=Y)
+    dataset, again, other = load(path, seed=5), load(path, seed=5), load(path, seed=6)
     assert (len(dataset.train_images), len(dataset.test_images)) == (45, 5)
-    np.testing.assert_array_equal(whole[dataset.test_labels], dataset.test_images)
-    np.testing.assert_array_equal(whole[dataset.train_labels], dataset.train_images)
+    np.testing.assert_array_equal(X[dataset.test_labels], dataset.test_images)
+    np.testing.assert_array_equal(X[dataset.train_labels], dataset.train_images)
     assert sorted([*dataset.train_labels, *dataset.test_labels]) == list(range(50))
-    assert loading.load_for_run(Options(), config).sha256 == dataset.sha256 != load(path, seed=6).sha256
-    assert any("5 of 50 images are held out as the test set" in note for note in dataset.notes)
+    np.testing.assert_array_equal(dataset.test_labels, again.test_labels)
+    assert dataset.test_labels.tolist() != other.test_labels.tolist() and dataset.sha256 == other.sha256
+    assert any(note.endswith("5 of 50 training images are held out as test images") for note in dataset.notes)
+    assert "none is left" in refuse(load, write_npz(tmp_path / "one.npz", x_train=X[:1]))
 
 
-def test_test_images_alone_can_be_measured_but_not_trained_on(tmp_path):
-    path = write_npz(tmp_path / "a.npz", x_test=make_arrays()["x_test"])
-    dataset = loading.load_for_run(Options(data=str(path)), {"settings": {}, "dataset": {}})
-    assert len(dataset.test_images) == 3 and dataset.train_images.shape == (0, 28, 28)
-    assert "test images only" in refuse(load, path)
+def test_the_fingerprint_depends_on_the_images_alone(tmp_path):
+    images = {"x_train": X, "x_test": T}
+    sets = [
+        images | {"y_train": Y},
+        images,
+        images | {"x_test": T ^ 1},
+        {"x_train": T, "x_test": X},
+        images | {"x_val": T},
+    ]
+    sets += [{"x_train": X}, {"x_train": X[::-1]}]
+    labelled, *found = [load(write_npz(tmp_path / f"{number}.npz", **one)).sha256 for number, one in enumerate(sets)]
+    assert labelled == found[0] and len(set(found)) == 6
 
 
-def test_emnist_s_own_files_are_known_to_be_transposed(tmp_path):
-    files = {f"emnist-digits-{stem.replace('t10k', 'test')}": content for stem, content in make_idx_files().items()}
-    folder = write_folder(tmp_path / "mine", files, zipped=True)
-    assert "--transpose" in load(folder).warning
-    dataset = load(folder, transpose=True)
-    assert dataset.warning is None and any("--transpose" in note for note in dataset.notes)
-    np.testing.assert_array_equal(dataset.train_images, make_arrays()["x_train"].swapaxes(1, 2))
+# Shown to a trained model
+
+
+def config_of(dataset, data, **settings) -> dict:
+    trained = {"name": dataset.name, "sha256": dataset.sha256, "image_size": dataset.image_shape}
+    trained |= {"label_names": dataset.label_names, "reading": dataset.reading}
+    return {"settings": {"data": data, "transpose": False, "seed": 0} | settings, "dataset": trained}
+
+
+def test_a_run_is_shown_its_own_held_out_images(tmp_path):
+    path = str(write_npz(tmp_path / "a.npz", x_train=X, y_train=Y))
+    trained_on = load(path, seed=5, transpose=True, image_size=16)
+    config = config_of(trained_on, path, seed=5, transpose=True)
+    for source in (Source(), Source(data=path, transpose=True)):
+        shown = loading.load_shown(source, config)
+        np.testing.assert_array_equal(shown.test_images, trained_on.test_images)
+        np.testing.assert_array_equal(shown.test_labels, trained_on.test_labels)
+        assert len(shown.train_images) == 45
+    assert len(loading.load_shown(Source(data=path), config).test_images) == 50  # not transposed: others
+    assert loading.load_shown(Source("digits"), config).image_shape == (16, 16)
+    os.unlink(path)
+    assert path in refuse(loading.load_shown, Source(), config)
+    public = config_of(loading.load(Source("digits")), None)
+    assert len(loading.load_shown(Source(), public).test_images) == 297
+
+
+def test_a_few_images_are_shown_whole(tmp_path):
+    """A set without parts, one image, one picture, and a test half alone."""
+    write(tmp_path / "five", **{f"{number}.png": image for number, image in enumerate(X[:5])})
+    paths = {tmp_path / "five": X[:5], tmp_path / "five" / "3.png": X[3:4]}
+    paths |= {write_npz(tmp_path / "one.npz", images=X[:1]): X[:1], write_npz(tmp_path / "test.npz", x_test=T): T}
+    paths |= {write(tmp_path / "half", **{"test/cat/0.png": X[0], "test/dog/1.png": X[1]}): X[:2]}
+    for path, wanted in paths.items():
+        shown = show(path)
+        np.testing.assert_array_equal(shown.test_images, wanted)
+        assert shown.train_images.shape == (0, 28, 28) and shown.train_labels is None
+    for path in (tmp_path / "test.npz", tmp_path / "half"):
+        assert "no images to train on" in refuse(load, path)
+    both = show(write_npz(tmp_path / "both.npz", x_train=X, x_test=T))
+    assert (len(both.train_images), len(both.test_images)) == (50, 20)
+    assert show(write_npz(tmp_path / "large.npz", x_test=X.repeat(2, 1))).image_shape == (28, 28)
+
+
+@pytest.mark.parametrize(
+    "own, given, numbers, names",
+    [
+        (["cat", "dog", "owl"], ["owl", "dog", "owl"], [2, 1, 2], ("cat", "dog", "owl")),
+        (["cat", "dog", "owl"], ["dog", "ant", "owl"], [1, 3, 2], ("cat", "dog", "owl", "ant")),
+        (["1", "2", "x"], [2, 1, 7], [1, 0, 3], ("1", "2", "x", "7")),
+        (["cat", "dog"], [0, 1, 0], None, None),
+        (None, ["3", "1", "x"], None, None),
+        (None, ["3", "1", "2"], [3, 1, 2], None),
+        (None, [3, 1, 2], [3, 1, 2], None),
+    ],
+)
+def test_labels_of_shown_images_have_the_numbers_of_the_run(tmp_path, own, given, numbers, names):
+    dataset = show(write_npz(tmp_path / "a.npz", x_test=T[:3], y_test=np.array(given)), own)
+    assert (dataset.test_labels is None) == (numbers is None) == any("left out" in note for note in dataset.notes)
+    assert numbers is None or dataset.test_labels.tolist() == numbers
+    assert dataset.label_names == names
+    assert names is None or dataset.named_test_labels.tolist() == [str(label) for label in given]
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    script = f"import sys, vae.data; print([name for name in {HEAVY} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
-
-
-@pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR does not name a folder with the files of MNIST")
-def test_mnist_itself(tmp_path, monkeypatch):
-    folder = Path(os.environ["MNIST_DIR"]).resolve()
-    dataset = load(folder)
-    assert (dataset.train_images.shape, dataset.test_images.shape) == ((60000, 28, 28), (10000, 28, 28))
-    assert np.bincount(dataset.train_labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert dataset.train_images.mean() == pytest.approx(33.318, abs=0.001)
-    assert dataset.sha256 == "9beded8eb003dc0fbc1e56a426b0d438375b7129b796b2fe673dddfe8d9c40e5"
-    monkeypatch.setenv("VAE_CACHE", str(tmp_path))
-    shutil.copytree(folder, tmp_path / "mnist")
-    assert loading.load(Options("mnist")).source == f"cache {tmp_path / 'mnist'}"
+    code = f"import sys, vae.data.load; print([name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"

@@ -1,193 +1,210 @@
-"""Folders of pictures: parts, classes, order, sizes, and files that are no pictures or hostile ones."""
+"""Folders of pictures: parts, classes, order, sizes, modes, and files that are no pictures."""
 
-import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import refuse
-from helpers import load, make_arrays
-from helpers import save_picture as save
+from helpers import load, make_arrays, show, write
 from PIL import Image
-
-from vae.data import formats, pictures
-from vae.data import load as loading
-from vae.data.dataset import Dataset
 
 X = make_arrays(12)["x_train"]
 
 
-def load_exactly(folder: Path, *images: np.ndarray) -> Dataset:
-    """Load a folder that has these images alone, in any order: some are held out as the test set."""
-    dataset = load(folder)
-    found = [*dataset.train_images, *dataset.test_images]
-    assert len(found) == len(images)
-    assert all(any((image == wanted).all() for image in found) for wanted in images)
-    return dataset
+def spread(pattern: str, images=X) -> dict[str, np.ndarray]:
+    """The images as pictures, the even ones of class cat, the odd ones of class dog."""
+    return {pattern.format(number, ("cat", "dog")[number % 2]): image for number, image in enumerate(images)}
 
 
-@pytest.mark.parametrize(
-    "even, odd, label_names",
-    [
-        ("{}.png", "{}.png", None),
-        ("cat/{}.png", "cat/{}.png", ("cat",)),
-        ("cat/deeper/{}.png", "cat/deeper/{}.png", ("deeper",)),
-        ("archive/inner/cat/{}.png", "archive/inner/owl/{}.png", ("cat", "owl")),
-    ],
-)
-def test_a_tenth_is_held_out_where_there_is_no_test_folder(tmp_path, even, odd, label_names):
-    for number, image in enumerate(X[:10]):
-        save(tmp_path / (odd if number % 2 else even).format(number), image)
-    dataset = load_exactly(tmp_path, *X[:10])
-    assert len(dataset.test_images) == 1 and any("1 of 10" in note and "held out" in note for note in dataset.notes)
-    assert dataset.label_names == label_names
+def notes(dataset) -> str:
+    return "\n".join(dataset.notes)
 
 
-def test_classes_and_the_order_of_numbers(tmp_path):
-    for number, image in enumerate(X):
-        save(tmp_path / "train" / ("owl" if number % 3 else "cat") / f"img_{number}.png", image)  # img_2 before img_10
-        save(tmp_path / "test" / "owl" / f"{number}.png", image)
+def found(dataset) -> set[bytes]:
+    return {image.tobytes() for image in [*dataset.train_images, *dataset.test_images]}
+
+
+# The table of wrong guesses of before
+
+
+def test_classes_in_train_beside_a_folder_that_is_none(tmp_path):
+    dataset = load(write(tmp_path, **spread("train/{1}/{0}.png"), **{"docs/plan.png": X[0], "a.txt": b""}))
+    assert dataset.label_names == ("cat", "dog") and sorted(set(dataset.train_labels)) == [0, 1]
+    assert found(dataset) == {image.tobytes() for image in X} and "not read: docs, a.txt" in notes(dataset)
+
+
+def test_a_stray_array_beside_classes_is_no_class(tmp_path):
+    for name in ("embeddings.npy", "labels.npy", "features.npz", "list.csv"):
+        write(tmp_path, **{name: b"anything"})
+    dataset = load(write(tmp_path, **spread("{1}/{0}.png")))
+    assert dataset.label_names == ("cat", "dog") and found(dataset) == {image.tobytes() for image in X}
+    assert "skipped: 4 (the first: 'embeddings.npy')" in notes(dataset)
+
+
+def test_a_thousand_other_files_before_the_pictures(tmp_path):
+    write(tmp_path, **{f"a{number}.xml": b"<a/>" for number in range(1001)}, **spread("z{0}.png"))
     dataset = load(tmp_path)
-    np.testing.assert_array_equal(dataset.train_images, X)
-    assert dataset.label_names == ("cat", "owl")
-    assert dataset.train_labels.tolist() == [int(number % 3 > 0) for number in range(12)]
-    assert dataset.test_labels.tolist() == [1] * 12
+    assert found(dataset) == {image.tobytes() for image in X} and dataset.train_labels is None
+    assert "skipped: 1,001 (the first: 'a0.xml')" in notes(dataset)
 
 
-def test_a_class_may_be_called_train_and_test_pictures_may_have_no_class(tmp_path):
-    for name in ("bus", "car", "train"):
-        save(tmp_path / "vehicles" / name / "0.png", X[0])
-    assert load(tmp_path / "vehicles").label_names == ("bus", "car", "train")
-    for name in ("train/a/0.png", "train/b/1.png", "test/all/0.png"):  # as Keras wants it
-        save(tmp_path / "keras" / name, X[0])
-    assert load(tmp_path / "keras").test_labels is None
-    assert load(tmp_path / "keras").label_names == ("a", "b")
+# Parts and classes
 
 
-@pytest.mark.parametrize("layout", ["test/{}.png", "test/cat/{}.png", "archive/test/{}/0.png"])
-def test_test_pictures_alone_are_test_images(tmp_path, layout):
-    for number, image in enumerate(X):
-        save(tmp_path / layout.format(number), image)
-    dataset = loading.load_for_run(loading.Options(data=str(tmp_path)), {"settings": {}, "dataset": {}})
-    assert (len(dataset.train_images), len(dataset.test_images)) == (0, 12)
-
-
-def test_validation_pictures_alone_are_refused(tmp_path):
-    save(tmp_path / "val" / "cat" / "0.png", X[0])
-    assert "validation images only" in refuse(load, tmp_path)
-
-
-def test_parts_may_be_wrapped_and_written_as_one_word_and_what_is_left_out_is_named(tmp_path):
-    """As in Kaggle's MNIST as JPG."""
-    for number, image in enumerate(X):
-        save(tmp_path / f"trainingSet/trainingSet/{number % 2}/img_{number}.png", image)
-        save(tmp_path / f"testSet/testSet/img_{number}.png", image)
-    save(tmp_path / "trainingSample/trainingSample/7/img_1.png", X[1])
+def test_parts(tmp_path):
+    parts = {"train": X, "test": X[:5], "val": X[5:]}
+    for part, images in parts.items():
+        write(tmp_path, **spread(part + "/{1}/{0:02}.png", images))
     dataset = load(tmp_path)
-    np.testing.assert_array_equal(dataset.train_images, X)
-    np.testing.assert_array_equal(dataset.test_images, X)
-    assert dataset.train_labels.tolist() == [0, 1] * 6 and dataset.test_labels is None
-    assert any("these folders are not read" in note and "trainingSample" in note for note in dataset.notes)
+    for images, wanted in zip(
+        (dataset.train_images, dataset.test_images, dataset.validation_images), parts.values(), strict=True
+    ):
+        np.testing.assert_array_equal(images, wanted)  # in the order of names, whatever their classes
+    assert dataset.train_labels.tolist() == [0, 1] * 6 and dataset.test_labels.tolist() == [0, 1, 0, 1, 0]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="not every user of Windows may make links")
-def test_folders_may_be_links_but_not_in_a_circle(tmp_path):
-    for number, image in enumerate(X):
-        save(tmp_path / "there" / str(number % 2) / f"{number}.png", image)
-    (tmp_path / "mine").mkdir()
-    for name in "01":
-        (tmp_path / "mine" / name).symlink_to(tmp_path / "there" / name)
-    (tmp_path / "there" / "0" / "back").symlink_to(tmp_path / "there" / "0")
-    assert set(load_exactly(tmp_path / "mine", *X).train_labels) == {0, 1}
+def test_a_part_may_be_flat_and_a_class_of_test_images_may_be_unknown(tmp_path):
+    write(tmp_path / "a", **spread("train/{1}/{0}.png"), **{"test/0.png": X[0]})
+    assert load(tmp_path / "a").test_labels is None and load(tmp_path / "a").label_names == ("cat", "dog")
+    write(tmp_path / "b", **spread("train/{1}/{0}.png"), **{"test/all/0.png": X[0]})  # as Keras wants it
+    assert "classes of test images that no training image has: all" in notes(load(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["training", "Testing", "val", "valid", "validation", "dev"])
+def test_a_part_of_another_name_is_no_class(tmp_path, name):
+    write(tmp_path, **spread("cat/{0}.png"), **{f"{name}/0.png": X[0]})
+    line = refuse(load, tmp_path)
+    assert f"{name} is no name of a class" in line and "docs/data.md" in line
+
+
+def test_a_class_has_no_folders_and_what_is_inside_is_named(tmp_path):
+    write(tmp_path, **spread("sets/mine/train/{1}/{0}.png"), **{"sets/other/images.npy": b"", "sets/a.npz": b""})
+    line = refuse(load, tmp_path)
+    assert "sets holds a folder (mine), as no class does" in line and "docs/data.md" in line
+    assert all(str(tmp_path / "sets" / name) in line for name in ("mine", "other", "a.npz"))
+    assert "mine holds a folder (train)" in refuse(load, tmp_path / "sets")
+    assert len(load(tmp_path / "sets" / "mine").train_images) == 11
 
 
 def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path):
-    for number, image in enumerate(X[:6]):
-        save(tmp_path / "cat" / f"{number}.png", image)
+    write(tmp_path, **spread("{1}/{0}.png"))
     content = (tmp_path / "cat" / "0.png").read_bytes()
-    (tmp_path / "cat" / "cut.png").write_bytes(content[:-300])
-    (tmp_path / "cat" / "notes.txt").write_text("no picture")
-    (tmp_path / "labels.csv").write_bytes(b"file,class\n0.png,\xe4\n")
-    (tmp_path / "cat" / "._0.png").write_bytes(b"hidden, by macOS")
-    save(tmp_path / "preview.png", X[6])  # outside of the classes' folders
-    (note,) = [note for note in load_exactly(tmp_path, *X[:6]).notes if "skipped" in note]
-    assert "skipped: 4 (the first: 'labels.csv')" in note
+    bomb = content.replace(struct.pack(">II", 28, 28), struct.pack(">II", 2**15, 2**15))
+    start = bomb.index(b"IHDR")
+    bomb = bomb[: start + 17] + struct.pack(">I", zlib.crc32(bomb[start : start + 17])) + bomb[start + 21 :]
+    write(tmp_path, **{"cat/cut.png": content[:-300], "cat/notes.txt": b"none", "cat/bomb.png": bomb, "top.png": X[0]})
+    write(
+        tmp_path,
+        **{"cat/._0.png": b"hidden, by macOS", ".git/x.png": X[0], "__MACOSX/x.png": X[0], "cat/a.eps": b"%!PS"},
+    )
+    dataset = load(tmp_path)
+    assert found(dataset) == {image.tobytes() for image in X} and dataset.label_names == ("cat", "dog")
+    assert "skipped: 5 (the first: 'a.eps')" in notes(dataset)
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ({"a-0.arrow": b"x", "a-1.arrow": b"x", "info.json": b"{}"}, "seen: 2 .arrow, 1 .json"),
+        ({"rectangles_train.amat": b"0 1", "rectangles_test.amat": b"0 1"}, "seen: 2 .amat"),
+        ({"cat/notes.txt": b"", "cat/README": b""}, "seen: 1 README, 1 .txt"),
+        ({}, "seen: nothing"),
+    ],
+)
+def test_a_folder_of_other_files_says_what_was_seen(tmp_path, files, words):
+    line = refuse(load, write(tmp_path, **files))
+    assert words in line and str(tmp_path) in line and "docs/data.md" in line
+
+
+# Sizes, colours, depth and transparency
 
 
 def test_modes(tmp_path):
-    image, half = X[0], np.full((28, 28), 128, np.uint8)
-    alpha = np.stack([image * 0, image * 0, image * 0, image], -1)  # black on nothing: a white page shows through
-    save(tmp_path / "a.png", image, "RGB")
-    Image.fromarray(alpha).save(tmp_path / "b.png")
-    Image.fromarray(X[1].astype(np.uint16) * 257).save(tmp_path / "c.png")
-    Image.fromarray(X[4].astype(np.uint16)).save(tmp_path / "c2.png")  # 8 bits in 16
-    Image.fromarray(X[2] > 127).save(tmp_path / "d.png")
-    save(tmp_path / "e.gif", half, "P")
-    turned = Image.Exif()
+    half, turned = np.full((28, 28), 128, np.uint8), Image.Exif()
     turned[0x0112] = 6  # a camera held upright
-    Image.fromarray(np.rot90(X[3])).save(tmp_path / "f.png", exif=turned)
-    dataset = load_exactly(tmp_path, image, 255 - image, X[1], X[4], 255 * (X[2] > 127), half, X[3])
-    assert any("pictures in colour, turned to grey: 3" in note for note in dataset.notes)
-
-
-def test_a_file_of_several_pictures_is_named(tmp_path):
-    pages = [Image.fromarray(image) for image in X[:3]]
-    pages[0].save(tmp_path / "stack.tiff", save_all=True, append_images=pages[1:])
-    save(tmp_path / "one.tiff", X[3])
-    notes = load_exactly(tmp_path, X[0], X[3]).notes
-    assert any("files of several pictures, of which the first is read: 1" in note for note in notes)
+    pictures = {
+        "a.png": Image.fromarray(X[0]).convert("RGB"),
+        "b.bmp": Image.fromarray(X[1]),
+        "c.tiff": Image.fromarray(X[2]),
+    }
+    pictures |= {
+        "d.png": Image.fromarray(X[3] > 127),
+        "e.gif": Image.fromarray(half).convert("P"),
+        "f.pgm": Image.fromarray(X[5]),
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    Image.fromarray(X[6]).convert("RGB").save(tmp_path / "g.webp", lossless=True)
+    Image.fromarray(np.rot90(X[7])).save(tmp_path / "h.png", exif=turned)
+    Image.fromarray(X[8]).save(tmp_path / "i.tiff", save_all=True, append_images=[Image.fromarray(X[9])])
+    Image.fromarray(X[10] / np.float32(255)).save(tmp_path / "j.tiff")  # floats: of which range?
+    wanted = [X[0], X[1], X[2], 255 * (X[3] > 127).astype(np.uint8), half, X[5], X[6], X[7], X[8]]
+    assert found(load(tmp_path)) == {image.tobytes() for image in wanted}
 
 
 def test_mixed_sizes_are_scaled_to_one(tmp_path):
-    for number, size in enumerate([(30, 20), (33, 20), (31, 22), (300, 21)]):
-        save(tmp_path / f"{number}.png", np.full(size, 200, np.uint8))
+    sizes = [(30, 20), (33, 20), (31, 22), (300, 210)]
+    write(tmp_path, **{f"{number}.png": np.full(size, 200, np.uint8) for number, size in enumerate(sizes)})
     dataset = load(tmp_path)
     assert dataset.image_shape == (32, 20) and (dataset.train_images == 200).all()
-    assert any("pictures of 30 x 20 to 300 x 22 pixels are scaled to 32 x 20" in note for note in dataset.notes)
+    assert "pictures are scaled to 32 x 20 pixels" in notes(dataset)
     assert load(tmp_path, image_size=16).image_shape == (16, 16)
 
 
 def test_photographs_are_scaled_without_aliasing(tmp_path):
     stripes = np.zeros((400, 600), np.uint8)
     stripes[:, ::2] = 255
-    for number in range(2):
-        save(tmp_path / f"{number}.png", stripes)
-    images = load(tmp_path).train_images
+    images = load(write(tmp_path, **{"0.png": stripes, "1.png": stripes})).train_images
     assert images.shape[1:] == (84, 128) and abs(images.astype(int) - 128).max() < 20
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A small PNG file that declares a large picture."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
+DEEP = X.astype(np.uint16)
 
 
-@pytest.mark.parametrize("kind", ["a bomb", "sound"])
-def test_a_picture_that_declares_too_much_is_skipped(tmp_path, monkeypatch, kind):
-    for number, image in enumerate(X[:3]):
-        save(tmp_path / f"{number}.png", image)
-    if kind == "a bomb":
-        (tmp_path / "bomb.png").write_bytes(bomb(2**15, 2**15))
-    else:
-        save(tmp_path / "bomb.png", np.resize(X, (100, 100)))
-        monkeypatch.setattr(formats, "MAX_BYTES", 50_000)
-    dataset = load_exactly(tmp_path, *X[:3])
-    assert any("skipped: 1 (the first: 'bomb.png')" in note for note in dataset.notes)
+@pytest.mark.parametrize(
+    "pictures, white",
+    [
+        ([DEEP[0] * 257, DEEP[1] % 200], 65535),  # noise stays noise
+        ([DEEP[0] * 16, DEEP[1] * 4], int(X[0].max()) * 16),  # exposures of 12 bits: the dim one stays dim
+        ([DEEP[0] * 129, DEEP[1]], 65535),  # to 32,895: in the upper half of 16 bits
+        ([DEEP[0], DEEP[1]], 255),  # 8 bits in 16
+    ],
+)
+def test_one_factor_for_all_deep_pictures(tmp_path, pictures, white):
+    dataset = load(write(tmp_path, **{f"{number}.png": image for number, image in enumerate(pictures)}))
+    assert found(dataset) == {np.rint(image * (255 / white)).astype(np.uint8).tobytes() for image in pictures}
+    assert dataset.reading == ({} if white == 255 else {"white": white})
+    assert f"are read with {white:,} as white" in notes(dataset)
+    shown = show(write(tmp_path / "later", **{"dim.png": DEEP[2]}), reading={"white": 4095})
+    np.testing.assert_array_equal(shown.test_images[0], np.rint(DEEP[2] * (255 / 4095)))
+    assert shown.reading == {"white": 4095}
 
 
-def test_limits(tmp_path, monkeypatch):
-    for number, image in enumerate(X[:10]):
-        save(tmp_path / f"{number}.png", image)
-    monkeypatch.setattr(formats, "MAX_BYTES", 7000)
-    assert "takes 7,840 bytes" in refuse(load, tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(pictures, "MAX_FILES", 9)
-    assert "more than 9 files" in refuse(load, tmp_path)
+def test_pictures_of_8_and_of_16_bits_do_not_mix(tmp_path):
+    assert "save them alike" in refuse(load, write(tmp_path, **{"0.png": X[0], "1.png": DEEP[1]}))
+
+
+INK = np.where(X[:4] > 127, 255, 0).astype(np.uint8)  # opaque where there is ink
+
+
+@pytest.mark.parametrize(
+    "ink, ground, wanted", [(255, "black", INK), (0, "white", 255 - INK), (200, "black", INK // 255 * 200)]
+)
+def test_transparent_pictures_are_laid_on_what_leaves_something_to_see(tmp_path, ink, ground, wanted):
+    grey = np.full_like(INK, ink)
+    pictures = {f"{number}.png": image for number, image in enumerate(np.stack([grey, grey, grey, INK], -1))}
+    dataset = load(write(tmp_path, **pictures))
+    assert found(dataset) == {image.tobytes() for image in wanted} and dataset.warning is None
+    assert dataset.reading == {"ground": ground} and f"laid on {ground}" in notes(dataset)
+    shown = show(write(tmp_path / "later", **{"0.png": pictures["0.png"]}), reading={"ground": "black"})
+    assert shown.test_images[0, INK[0] == 0].max() == 0 and shown.reading == {"ground": "black"}
+
+
+def test_opaque_pictures_beside_transparent_ones_and_palettes(tmp_path):
+    glyph = np.stack([np.full_like(INK[0], 255)] * 3 + [INK[0]], -1)
+    opaque = np.stack([X[1]] * 3 + [np.full_like(X[1], 255)], -1)
+    write(tmp_path, **{"0.png": glyph, "1.png": X[2], "2.png": opaque})
+    Image.fromarray(INK[3]).convert("P").save(tmp_path / "3.gif", transparency=0)
+    assert found(load(tmp_path)) == {image.tobytes() for image in (INK[0], X[2], X[1], INK[3])}
+    assert load(write(tmp_path / "opaque", **{"0.png": opaque, "1.png": opaque})).reading == {}

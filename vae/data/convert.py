@@ -3,17 +3,21 @@
 What is clear is converted, and a note says how. What looks wrong gets a warning. What is neither is refused.
 """
 
+import hashlib
 import math
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
-from vae.data.dataset import Draft, cut
+from vae.data.dataset import Draft
 from vae.terminal import UserError
 
+ROLES = ("train images", "test images", "validation images")
 SIZES = range(8, 129, 4)  # of the height and the width that the networks take
 ABOVE = 1 + 2e-5  # of white: no more than a rounding error
 DIM = 0.25  # of white: images that never get brighter are suspect
+PIECE = 2**20  # pixels that are looked at or converted at a time: a mapped array needs no memory
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R 601)
 
 
@@ -32,6 +36,7 @@ def convert(draft: Draft, size: tuple[int, int] | None, transpose: bool) -> None
         draft.arrays[role] = _scale(draft, role, grey, size)
     if transpose:
         draft.notes.append("rows and columns of every image are swapped (--transpose)")
+    draft.sha256 = _fingerprint([draft.arrays[role] for role in ROLES if role in draft.arrays])
     _number_classes(draft, {role: _to_labels(draft, role) for role in draft.arrays if role.endswith("labels")})
 
 
@@ -55,16 +60,30 @@ def _arrange(draft: Draft, role: str) -> np.ndarray:
     return array * np.uint8(255) if array.dtype == bool else array
 
 
+def _cut(images: np.ndarray) -> Iterator[slice]:
+    step = max(1, PIECE // math.prod(images.shape[1:]))
+    return (slice(start, start + step) for start in range(0, len(images), step))
+
+
+def _fingerprint(parts: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for images in parts:
+        digest.update(f"{images.shape} {images.dtype}".encode())
+        for piece in _cut(images):
+            digest.update(np.ascontiguousarray(images[piece]))
+    return digest.hexdigest()
+
+
 # Pixels
 
 
 def _find_range(images: np.ndarray) -> tuple[float, float]:
-    ranges = np.array([(images[piece].min(), images[piece].max()) for piece in cut(images)], float)
+    ranges = np.array([(images[piece].min(), images[piece].max()) for piece in _cut(images)], float)
     return float(ranges[:, 0].min()), float(ranges[:, 1].max())
 
 
 def _is_whole(array: np.ndarray) -> bool:
-    return array.dtype.kind in "iu" or all((array[piece] == np.rint(array[piece])).all() for piece in cut(array))
+    return array.dtype.kind in "iu" or all((array[piece] == np.rint(array[piece])).all() for piece in _cut(array))
 
 
 def _find_white(draft: Draft, images: dict[str, np.ndarray]) -> tuple[int, bool]:
@@ -107,7 +126,7 @@ def _to_grey(images: np.ndarray, white: int, ground: int, is_exact: bool) -> np.
         return images
     is_bytes = images.dtype.kind in "iu" or (white > 1 and _is_whole(images))
     grey = np.empty(images.shape[:3], np.uint8 if is_bytes else np.float32)
-    for piece in cut(images):
+    for piece in _cut(images):
         pixels = np.clip(images[piece] / white, 0, 1)
         if images.ndim == 4:
             alpha = pixels[..., 3] if pixels.shape[3] == 4 else 1

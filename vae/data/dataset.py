@@ -1,17 +1,12 @@
 """What a data set is: images to train on, to validate on and to test on, in memory or in a mapped file."""
 
-import hashlib
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from vae.terminal import UserError
 
-PARTS = ("train", "test", "validation")
 EMBEDDED = "embedded in scikit-learn"
-PIECE = 2**20  # pixels that are looked at or converted at a time
 
 
 class Subset:
@@ -81,19 +76,20 @@ class Draft:
     reading: dict  # that of the run whose model is shown the images; {} where they are to train on
     run_names: list[str] | None = None  # of that run's labels: [] where they are numbers, None where there is no run
     label_names: tuple[str, ...] | None = None
+    sha256: str = ""  # of all images
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # how input was converted
     warnings: list[str] = field(default_factory=list)  # what looks wrong
 
     def finish(self, name: str, source: str) -> Dataset:
         """Return the data set. A part that was not found has no images."""
-        parts = [self.arrays[f"{part} images"] for part in PARTS if f"{part} images" in self.arrays]
-        arrays = {"train_images": parts[0][:0], "test_images": parts[0][:0]}
+        none = next(array for role, array in self.arrays.items() if role.endswith("images"))[:0]
+        arrays = {"train_images": none, "test_images": none}
         arrays |= dict.fromkeys(("train_labels", "validation_images", "test_labels"))
         return Dataset(
             name=name,
             **(arrays | {role.replace(" ", "_"): array for role, array in self.arrays.items()}),
-            sha256=_fingerprint(parts),
+            sha256=self.sha256,
             source=source,
             warning="\n".join(self.warnings) or None,
             notes=tuple(f"{source}: {note}" for note in self.notes),
@@ -105,21 +101,6 @@ class Draft:
 def to_pixels(images: np.ndarray) -> np.ndarray:
     """Images as float32 in [0, 1]: bytes are divided by 255, floats are returned as they are."""
     return images / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
-
-
-def cut(images: np.ndarray) -> Iterator[slice]:
-    """The pieces of an array of images: small, so that an array that is mapped needs no memory."""
-    step = max(1, PIECE // math.prod(images.shape[1:]))
-    return (slice(start, start + step) for start in range(0, len(images), step))
-
-
-def _fingerprint(parts: list[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for images in parts:
-        digest.update(f"{images.shape} {images.dtype}".encode())
-        for piece in cut(images):
-            digest.update(np.ascontiguousarray(images[piece]))
-    return digest.hexdigest()
 
 
 def hold_out(dataset: Dataset, share: float, seed: int, part: str = "validation") -> Dataset:

@@ -46,7 +46,7 @@ def read(draft: Draft, path: Path) -> None:
             _read_file(draft, file, role)
         except Exception as error:  # zipfile, zlib, NumPy and Python's parser each have errors of their own
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
-            raise UserError(f"{file.name}: cannot be read: {reason}; get a sound copy of it") from error
+            raise UserError(f"{file.name}: cannot be read: {reason}; mend it, or get a sound copy") from error
 
 
 def _pick(draft: Draft, found: dict, roles: dict[str, str]) -> dict:
@@ -105,7 +105,7 @@ def _read_csv(draft: Draft, path: Path, role: str) -> None:
         draft.notes.append(f"{path.name}: is no UTF-8, and is read as Windows-1252 (cp1252)")
     lines = [line for line in io.StringIO(text, newline=None) if line.strip()]
     columns = [cell.strip().lower() for cell in next(csv.reader(lines[:1]), [""])]
-    has_header = not re.fullmatch(r"[-+]?[\d.][\d.e+-]*", columns[-1])
+    has_header = "label" in columns or not re.fullmatch(r"[-+]?[\d.][\d.e+-]*", columns[-1])
     label = columns.index("label") if "label" in columns else None if has_header else 0  # None: all are pixels
     _check_columns(path, columns, has_header)
     rows, labels = lines[has_header:], []
@@ -137,7 +137,7 @@ def _check_columns(path: Path, columns: list[str], has_header: bool) -> None:
 
 def explain(folder: Path) -> str:
     """What was seen in a folder that no rule fits: the sets inside it, or its files."""
-    inside, marks = list(folder.rglob("*")), IMAGE_FILES | {"train", "test"}
+    inside, marks = sorted(folder.rglob("*")), IMAGE_FILES | {"train", "test"}
     sets = {file.parent for file in inside if file.name.lower() in marks} - {folder}
     sets |= {file for file in inside if file.suffix.lower() in (".npz", ".csv")}
     seen = Counter(file.suffix or file.name for file in inside if file.is_file()).most_common(4)
