@@ -62,11 +62,6 @@ def test_paths_are_read_and_shown_as_one_would_type_them(tmp_path, monkeypatch):
     assert terminal.shown(tmp_path / "runs" / "a") == os.path.join("runs", "a")
     assert terminal.shown(tmp_path.parent / "a") == str(tmp_path.parent / "a")
     assert terminal.as_path("~/a") == Path.home() / "a"
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as Python does where there is no home
-    assert terminal.as_path("a/~") == Path("a/~")
-    assert "~/x.npz: there is no home folder for ~; set HOME" in refuse(terminal.as_path, "~/x.npz")
-    monkeypatch.setattr(os.path, "relpath", int)  # a ValueError, as on Windows for another drive
-    assert terminal.shown("D:\\a") == "D:\\a"
 
 
 # Errors
@@ -195,7 +190,7 @@ def test_a_backend_that_is_not_there_is_refused(monkeypatch):
         assert terminal.find_backend() == "tensorflow"
     monkeypatch.setenv("KERAS_BACKEND", "theano")
     message = refuse(terminal.import_keras)
-    assert "KERAS_BACKEND=theano: there is no such backend; set it to tensorflow, jax, torch" in message
+    assert "KERAS_BACKEND=theano: set it to tensorflow, jax or torch" in message
     monkeypatch.setenv("KERAS_BACKEND", "JAX")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "KERAS_BACKEND=jax: it is not installed; pip install jax" in refuse(terminal.import_keras)
