@@ -295,13 +295,15 @@ KINDS = [  # latent dimensions, labels, images, settings
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_run_has_a_page(kind, browser, tmp_path):
     latent_dim, labels, count, settings = kind
-    run = make_run(*make_networks("dense", (8, 8), latent_dim), make_normal(latent_dim), **settings)
-    browser.open(write_page(tmp_path, run, make_dataset((8, 8), labels, count)))
+    shape = (104, 24) if count == 1 else (8, 8)
+    run = make_run(*make_networks("dense", shape, latent_dim), make_normal(latent_dim), **settings)
+    browser.open(write_page(tmp_path, run, make_dataset(shape, labels, count)))
+    assert browser.find("#rows").get_property("value") == str(shape[0])
     assert browser.find("#each").is_displayed() == bool(browser.find_all("#curves")) == (labels is not None)
     browser.trace("#map", [(0.3, 0.3)])
     title = browser.find("#picked h3").text
     assert title == "test image" if labels is None else int(title.split()[-1]) in labels
-    image = np.float32(browser.run("return [...state.reading.image]")).reshape(1, 8, 8)
+    image = np.float32(browser.run("return [...state.reading.image]")).reshape(1, *shape)
     assert (set(image.ravel()) == {0, 1}) == ("binarize" in settings)
     check_losses(browser, image, run)
     browser.trace("#pad", [(0.3, 0.3), (0.5, 0.7), (0.6, 0.2)])

@@ -153,10 +153,9 @@ function makeReading(root) {
 }
 
 function showCosts(root, { reconstruction, kl }) {
-  const [text, box] = root.children, [bar, tick] = box.children, usual = facts.losses.general_loss;
-  const numbers = [reconstruction, kl, reconstruction + kl];
-  text.querySelectorAll("b").forEach((element, i) => (element.textContent = numbers[i].toFixed(1)));
-  const full = Math.max(1.5 * (usual ?? 0), 1.05 * (reconstruction + kl)); // what the whole bar stands for
+  const [text, box] = root.children, [bar, tick] = box.children, usual = facts.losses.general_loss ?? 0;
+  const total = reconstruction + kl, full = Math.max(1.5 * usual, 1.05 * total); // what the whole bar stands for
+  [reconstruction, kl, total].forEach((value, i) => (text.querySelectorAll("b")[i].textContent = value.toFixed(1)));
   box.hidden = reconstruction < 0; // Gaussian pixels can have densities above one
   [reconstruction, kl].forEach((value, i) => (bar.children[i].style.width = `${(100 * value) / full}%`));
   if (tick) tick.style.left = `${(100 * usual) / full}%`;
@@ -341,8 +340,9 @@ function startPad() {
   };
   $("clear").onclick = clear;
   $("undo").onclick = () => undo(1);
+  pad.style.strokeWidth = (INK / 28) * Math.min(width, height);
   const [ground, stroke] = [paper, ink].map((value) => `rgb(${grey(value).slice(0, 3)})`);
-  Object.assign(pad.style, { background: ground, stroke, strokeWidth: (INK / 28) * Math.min(width, height) });
+  $("pad-box").style = `--ground: ${ground}; --pen: ${stroke}; --ratio: ${width / height}`;
   pad.setAttribute("viewBox", `0 0 ${width} ${height}`);
   change();
 }
@@ -381,7 +381,8 @@ function startRows() {
   $("play").onclick = () => (timer ? stop() : play());
   slider.addEventListener("input", stop);
   slider.addEventListener("input", show);
-  slider.max = slider.value = height;
+  slider.max = height;
+  slider.value = height;
   $("rows-part").style.setProperty("--steps", height);
 
   parts.push(async (reading) => {
@@ -493,12 +494,11 @@ function showBars(root, title, values, spreads) {
 // ---- What it costs: the loss, in nats
 
 function startCosts() {
-  const heat = [217, 107, 11];
   parts.push(({ pixelLosses, reconstruction, logQ, logPrior, kl }) => {
-    const low = least(pixelLosses), high = most(pixelLosses);
-    paint($("heat"), pixelLosses, width, (value) => [...heat, (255 * (value - low)) / (high - low || 1)]);
+    const low = least(pixelLosses), high = most(pixelLosses), total = reconstruction + kl;
+    paint($("heat"), pixelLosses, width, (value) => [217, 107, 11, (255 * (value - low)) / (high - low || 1)]);
     say({ "heat-low": low.toFixed(2), "heat-high": high.toFixed(2) });
-    const terms = { reconstruction, "log-q": sum(logQ), "log-prior": -logPrior, total: reconstruction + kl };
+    const terms = { reconstruction, "log-q": sum(logQ), "log-prior": -logPrior, total };
     for (const [id, value] of Object.entries(terms)) $(id).textContent = value.toFixed(1);
     showBars($("q-bars"), "log q(z|x) of each dimension, in nats", logQ, logQ.map(() => 0));
   });
