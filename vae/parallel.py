@@ -10,11 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from vae import terminal
 from vae.terminal import UserError, number, positive_integer
-
-WAITING = 24 * 3600  # seconds that the others wait for the first process, which ends the run alone
 
 
 def count_cores() -> int:
@@ -24,16 +23,12 @@ def count_cores() -> int:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give the parser the flags that say who takes part."""
-
-    def add(flag: str, read: Callable, metavar: str, text: str) -> None:
-        parser.add_argument(flag, type=read, default=argparse.SUPPRESS, metavar=metavar, help=text)
-
-    add("--devices", positive_integer, "N", "GPUs of this machine to train on, with KERAS_BACKEND=jax (default: all)")
-    text = "processes, on one machine or on several, that train one model together; docs/grow.md (default: 1)"
-    add("--processes", positive_integer, "N", text)
+    add = partial(parser.add_argument, default=argparse.SUPPRESS)
+    add("--devices", type=positive_integer, help="GPUs of this machine, with KERAS_BACKEND=jax (default: all)")
+    add("--processes", type=positive_integer, help="processes that train one model; docs/grow.md (default: 1)")
     text = "which of them this is, from 0; the first writes the files (default: the cluster says)"
-    add("--process", number(int, "a whole number from 0", 0), "I", text)
-    add("--coordinator", str, "HOST:PORT", "where the others reach the first process (default: the cluster says)")
+    add("--process", type=number(int, "a whole number from 0", 0), help=text)
+    add("--coordinator", metavar="HOST:PORT", help="the address of the first process (default: the cluster says)")
 
 
 @contextmanager
@@ -62,7 +57,8 @@ def _connect(address: str | None, processes: int, process: int | None) -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, processes, process, shutdown_timeout_seconds=WAITING)
+    # The first process ends the run alone; so long the others may wait for it (seconds).
+    jax.distributed.initialize(address, processes, process, shutdown_timeout_seconds=24 * 3600)
     if jax.process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the life of the process
 
@@ -110,8 +106,6 @@ def meet() -> None:
 def deal(batches):
     """Deal each batch out to all devices: an item of the batches is from then on what this process computes."""
     together = _find_distribution()
-    if together is None:
-        return batches
     return batches.deal(together.num_model_replicas, together.data_shard_id, together.num_processes)
 
 
