@@ -195,15 +195,18 @@ def test_page_agrees_with_keras(name, browser, tmp_path):
         every_step = layers.LSTM.from_config(layer.get_config() | {"return_sequences": True})
         states = Model(encoder.input, every_step(layer.input))
         every_step.set_weights(layer.get_weights())
+        wanted = np.array(states(image))[0]  # (steps, units)
         found = browser.run("return [...state.reading.states[arguments[0]]]", number)
-        np.testing.assert_allclose(found, np.ravel(states(image)), atol=1e-3)
+        np.testing.assert_allclose(found, wanted.ravel(), atol=1e-3)
+        picture = browser.read_pixels(f"#states > :nth-child({number + 1}) canvas")[:, :, 3]
+        np.testing.assert_allclose(picture, measure_opacity(wanted.T), atol=3)
     outputs = Model(decoder.input, [layer.output for layer in decoder.layers])(mean)
     for layer, output in zip(decoder.layers, outputs, strict=True):
         found = browser.run("return [...state.reading.stages[arguments[0]].data]", layer.name)
         np.testing.assert_allclose(found, np.ravel(output), atol=1e-3)
     check_losses(browser, image, run)
     check_rows(browser, image, run)
-    check_stages(browser, decoder)
+    check_stages(browser, {layer.name: output for layer, output in zip(decoder.layers, outputs, strict=True)})
     texts = browser.find("#z-bars svg").get_attribute("aria-label").split(", ")
     mean, std = browser.run("return [[...state.reading.mean], [...state.reading.std]]")
     assert sorted(texts) == sorted(f"z{i + 1}: {mean[i]:.2f} ± {std[i]:.2f}" for i in range(latent_dim))
@@ -248,16 +251,25 @@ def check_rows(browser, image: np.ndarray, run) -> None:
         np.testing.assert_allclose([shares for _, shares in found], prior.label_probabilities(means), atol=1e-3)
 
 
-def check_stages(browser, decoder) -> None:
-    """The text of each stage has its name, its shape and the line where it is made."""
+def measure_opacity(values: np.ndarray) -> np.ndarray:
+    """Return how opaque the page paints values: 255 where they are largest."""
+    return 255 * np.sqrt(np.abs(values) / np.abs(values).max())
+
+
+def check_stages(browser, outputs: dict) -> None:
+    """The text of each stage has its name, its shape and the line where it is made; its picture a tile for each map."""
     for button in browser.find_all("#stages button"):
         button.send_keys(Keys.ENTER)  # as by keyboard
         text = browser.find("#stage-text").text
         name, path, line = re.fullmatch(r"(\w+): .+ \((\S+), line (\d+)\)\.", text).groups()
         assert button.get_attribute("aria-pressed") == "true" and button.text.startswith(name)
-        assert " × ".join(map(str, decoder.get_layer(name).output.shape[1:])) in text
+        values = np.array(outputs[name])[0]
+        assert " × ".join(map(str, values.shape)) in text
         made = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
         assert f'"{name}"' in made or f'f"{name[:-1]}{{number}}"' in made
+        if values.ndim == 3 and values.shape[2] > 1:  # the second tile of the first row
+            tile = browser.read_pixels("#stage")[: values.shape[0], values.shape[1] + 1 :][:, : values.shape[1], 3]
+            np.testing.assert_allclose(tile, measure_opacity(values)[:, :, 1], atol=3)
     assert name == "pixels"
 
 
@@ -532,6 +544,9 @@ def test_rows_slider_shows_and_plays(browser):
     assert np.array_equal(shown[:12], image[:12]) and not shown[12:, :, 0].any()
     words = browser.find("#rows").get_attribute("aria-valuetext").replace(",", "").split()
     assert words[:4] == ["12", "of", "28", "rows"] and words[4:] == browser.find("#legend").text.split()
+    curves = [line.get_attribute("points").split() for line in browser.find_all("#curves polyline")]
+    ends = [float(curve[28].removeprefix("100,")) for curve in curves]
+    assert min(ends) == pytest.approx(100 - 100 * browser.run("return most(state.reading.shares)"))
     for strip in browser.find_all("#rows-part .strip"):  # the step is marked
         veil = strip.find_element("css selector", ".veil")
         assert veil.size["width"] == pytest.approx(strip.size["width"] * 16 / 28, abs=3)
