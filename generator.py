@@ -77,10 +77,8 @@ def check(options: Namespace) -> None:
     options.own = options.data or options.dataset or options.transpose
     if options.own and not options.reconstruct and not options.interpolate:
         raise UserError("--data and --dataset: only --reconstruct and --interpolate read images; leave them out")
-    others = {"--manifold": options.manifold, "--reconstruct": options.reconstruct, "--from": options.source}
-    for other, given in (others | {"--data and --dataset": options.own}).items():
-        if options.label and given:
-            raise UserError(f"--label: it contradicts {other}; leave one of them out")
+    if options.label and (options.manifold or options.reconstruct or options.source or options.own):
+        raise UserError("--label: it contradicts --manifold, --reconstruct, --from and --data; leave one of them out")
 
 
 def pick(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
@@ -88,17 +86,12 @@ def pick(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
     images = run.load_reconstructions()
     chosen = choose(len(images), options.count or COUNT, options.seed)
     announce(run, "reconstructions of training images", options)
-    return to_pixels(images[chosen]), options.columns or find_side(len(chosen))
+    return to_pixels(images[chosen]), options.columns or math.ceil(len(chosen) ** 0.5)
 
 
 def choose(available: int, count: int, seed: int) -> np.ndarray:
     """Choose images at random: their numbers. Where all are wanted, they stay in their order."""
     return np.arange(available) if count >= available else np.random.default_rng(seed).permutation(available)[:count]
-
-
-def find_side(count: int) -> int:
-    """Return the columns of the smallest square grid that has room for so many images."""
-    return math.ceil(math.sqrt(count))
 
 
 def announce(run: Run, what: str, options: Namespace) -> None:
@@ -120,7 +113,7 @@ def draw(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
     if options.reconstruct:
         what = "reconstructions of test images"
         z = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
-        columns = options.columns or find_side(len(z))
+        columns = options.columns or math.ceil(len(z) ** 0.5)
     elif options.interpolate:
         what = f"walks between {'images' if dataset else digits}"
         z, columns = plan_walks(prior, labels, mean, options)
@@ -165,7 +158,7 @@ def encode(run: Run, dataset: Dataset, options: Namespace) -> tuple[np.ndarray, 
 def plan_digits(prior: Mixture, labels: list[int], options: Namespace) -> tuple[np.ndarray, int]:
     """Return latent vectors (n, D) drawn at random, a row for each of several labels, and the columns of their grid."""
     count = options.count or COUNT
-    columns = options.columns or find_side(count)
+    columns = options.columns or math.ceil(count**0.5)
     if len(labels) > 1:
         if options.count and options.columns:
             raise UserError("--columns: each of several labels has a row; give --columns or --count, not both")
@@ -193,7 +186,7 @@ def plan_walks(prior: Mixture, labels: list[int], codes: np.ndarray | None, opti
     labels = labels * (2 if len(labels) == 1 else 1) or [None] * (3 if options.moves else 2)
     legs = 1 if codes is not None else len(labels) - 1
     count = options.count or (WALKS if options.moves else COUNT)
-    columns = options.columns or max(find_side(count), 3 * legs + 1)
+    columns = options.columns or max(math.ceil(count**0.5), 3 * legs + 1)
     rows = count if options.moves else math.ceil(count / columns)
     if codes is None:
         stops = np.stack([draw_vectors(prior, rows, label, options, stop) for stop, label in enumerate(labels)], axis=1)
@@ -213,7 +206,7 @@ def plan_plane(run: Run, prior: Mixture, options: Namespace) -> tuple[np.ndarray
         raise UserError(f"--manifold: {run.folder} has one latent dimension, and a plane needs two")
     activity = run.config.get("activity", [1.0] * size)  # before the end of training there is none
     axes = np.argsort(-np.array(activity), kind="stable")[:2]
-    side = find_side(options.count or COUNT)
+    side = math.ceil((options.count or COUNT) ** 0.5)
     return sampling.lay_plane(prior, side, axes, np.random.default_rng(options.seed)), side
 
 
@@ -249,7 +242,7 @@ def write(images: np.ndarray, columns: int, options: Namespace) -> None:
             raise UserError(f"{place} cannot be written ({error.strerror or error}); choose another place") from error
     elif options.moves:
         walks = images.reshape(-1, columns, *images.shape[1:])
-        side = options.columns or find_side(len(walks))
+        side = options.columns or math.ceil(len(walks) ** 0.5)
         frames = [plots.tile(walks[:, time], side, plots.SMALL) for time in range(columns)]
         with files.replacing(place) as path:
             plots.write_animation(frames, path, [60 if time % FRAMES else 900 for time in range(columns)])
