@@ -74,10 +74,10 @@ def check(options: Namespace) -> None:
     options.output = place if place.is_dir() else files.check_place("--output", options.output)
     if options.arrays is not None:
         options.arrays = files.check_place("--arrays", options.arrays)
-    options.own = options.data or options.dataset or options.transpose
-    if options.own and not options.reconstruct and not options.interpolate:
+    options.has_images = options.data or options.dataset or options.transpose
+    if options.has_images and not options.reconstruct and not options.interpolate:
         raise UserError("--data and --dataset: only --reconstruct and --interpolate read images; leave them out")
-    if options.label and (options.manifold or options.reconstruct or options.source or options.own):
+    if options.label and (options.manifold or options.reconstruct or options.source or options.has_images):
         raise UserError("--label: it contradicts --manifold, --reconstruct, --from and --data; leave one of them out")
 
 
@@ -104,7 +104,7 @@ def draw(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
     """Choose latent vectors (n, D) as the flags say, and decode them: images (n, H, W), and the columns of a grid."""
     prior = run.load_prior()
     labels = read_labels(options.label or [], run, prior)
-    dataset = report.load_shown_images(run, options) if options.reconstruct or options.own else None
+    dataset = report.load_shown_images(run, options) if options.reconstruct or options.has_images else None
     terminal.import_keras()
     decoder = run.load_decoder()
     report.print_decoder(decoder)
@@ -175,7 +175,9 @@ def draw_vectors(prior: Mixture, count: int, label: int | None, options: Namespa
     return prior.draw_label(np.random.default_rng(keys), count, options.scale, label)
 
 
-def plan_walks(prior: Mixture, labels: list[int], codes: np.ndarray | None, options) -> tuple[np.ndarray, int]:
+def plan_walks(
+    prior: Mixture, labels: list[int], codes: np.ndarray | None, options: Namespace
+) -> tuple[np.ndarray, int]:
     """Return latent vectors (rows * columns, D) of a walk in each row, and the columns.
 
     A walk goes from one of the codes (n, D) to the next, or through vectors of these labels. In an animation it ends
