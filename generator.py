@@ -175,9 +175,7 @@ def draw_vectors(prior: Mixture, count: int, label: int | None, options: Namespa
     return prior.draw_label(np.random.default_rng(keys), count, options.scale, label)
 
 
-def plan_walks(
-    prior: Mixture, labels: list[int], codes: np.ndarray | None, options: Namespace
-) -> tuple[np.ndarray, int]:
+def plan_walks(prior: Mixture, labels: list, codes: np.ndarray | None, options: Namespace) -> tuple[np.ndarray, int]:
     """Return latent vectors (rows * columns, D) of a walk in each row, and the columns.
 
     A walk goes from one of the codes (n, D) to the next, or through vectors of these labels. In an animation it ends
@@ -185,7 +183,9 @@ def plan_walks(
     """
     if codes is not None and len(codes) < 2:
         raise UserError("--interpolate: a walk needs two images; add one to --data")
-    labels = labels * (2 if len(labels) == 1 else 1) or [None] * (3 if options.moves else 2)
+    if len(labels) == 1:
+        labels = labels * 2
+    labels = labels or [None] * (3 if options.moves else 2)
     legs = 1 if codes is not None else len(labels) - 1
     count = options.count or (WALKS if options.moves else COUNT)
     columns = options.columns or max(math.ceil(count**0.5), 3 * legs + 1)

@@ -103,6 +103,8 @@ def test_arrays_have_the_codes_and_losses_of_each_image(small_run, by_hand, here
         np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-3, err_msg=name)
     for name in LOSSES:
         assert measured[name] == pytest.approx(found[name].mean())
+    error = found["general_loss"].std(ddof=1) / np.sqrt(297)
+    assert measured["standard_error"] == pytest.approx(error, rel=1e-4)
     assert measured["irreducible_loss"] == 0 and pixels.shape == (297, 28, 28)
 
 
