@@ -12,18 +12,16 @@ from vae.data import load as loading
 from vae.data.dataset import Dataset
 
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-FIELDS = ("train_images", "train_labels", "test_images", "test_labels")  # of a Dataset
 
 
 def make_arrays(train: int = 6, test: int = 3) -> dict[str, np.ndarray]:
     """Random images of 28 x 28 bytes, and labels from 0, by their names in an .npz."""
     rng = np.random.default_rng(7)
-    return {
-        "x_train": rng.integers(0, 256, (train, 28, 28), dtype=np.uint8),
-        "y_train": np.arange(train, dtype=np.uint8),
-        "x_test": rng.integers(0, 256, (test, 28, 28), dtype=np.uint8),
-        "y_test": np.arange(test, dtype=np.uint8),
-    }
+    arrays = {}
+    for part, count in (("train", train), ("test", test)):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"y_{part}"] = np.arange(count, dtype=np.uint8)
+    return arrays
 
 
 def to_idx(array: np.ndarray) -> bytes:
@@ -38,15 +36,13 @@ def make_idx_files(train: int = 6, test: int = 3) -> dict[str, bytes]:
 
 
 def to_npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
+    np.save(file := io.BytesIO(), array)
     return file.getvalue()
 
 
 def to_zip(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
     """A zip archive of .npy files with this content."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
+    with zipfile.ZipFile(file := io.BytesIO(), "w", compression) as archive:
         for name, content in members.items():
             archive.writestr(f"{name}.npy", content)
     return file.getvalue()
@@ -58,13 +54,13 @@ def to_csv(*rows: list) -> bytes:
 
 def write(folder: Path, **files: bytes | np.ndarray) -> Path:
     """Write files, and pictures of arrays, whose names may have `/`; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, np.ndarray):
-            Image.fromarray(content).save(path)
+            Image.fromarray(content).save(folder / name)
         else:
-            path.write_bytes(content)
+            (folder / name).write_bytes(content)
     return folder
 
 
@@ -86,8 +82,15 @@ def show(path: Path, names: list[str] | None = None, **trained) -> Dataset:
     return loading.load_shown(loading.Source(data=str(path)), config)
 
 
+def pixels_of(dataset: Dataset) -> set[bytes]:
+    """All images of a data set, in any order: without test images, some are held out."""
+    return {image.tobytes() for image in [*dataset.train_images, *dataset.test_images]}
+
+
 def assert_same(dataset: Dataset, arrays: dict[str, np.ndarray]) -> None:
-    """The data set has these arrays, by their names in an .npz, in the types in which they are."""
-    for field, wanted in zip(FIELDS, arrays.values(), strict=True):
+    """The data set has these arrays, as `make_arrays` names them, its images as bytes."""
+    for field, wanted in zip(
+        ("train_images", "train_labels", "test_images", "test_labels"), arrays.values(), strict=True
+    ):
         np.testing.assert_array_equal(getattr(dataset, field), wanted)
     assert (dataset.train_images.dtype, dataset.test_images.dtype) == (np.uint8, np.uint8)

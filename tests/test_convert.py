@@ -21,10 +21,9 @@ def load_arrays(tmp_path, options: dict | None = None, **arrays):
     return load(write_npz(tmp_path / "a.npz", **arrays), **(options or {}))
 
 
-def refuse_arrays(tmp_path, **arrays) -> str:
+def assert_refused(tmp_path, words: str, **arrays) -> None:
     line = refuse(lambda: load_arrays(tmp_path, **arrays))
-    assert str(tmp_path / "a.npz") in line and "docs/data.md" in line
-    return line
+    assert words in line and str(tmp_path / "a.npz") in line and "docs/data.md" in line
 
 
 # Pixels: given, wanted, and words of the note
@@ -33,14 +32,11 @@ CONVERTED = {
     "bytes": (X, X, None),
     "floats 0..1": (FLOATS, FLOATS, None),
     "float64": (X / 255, FLOATS, None),
-    "float16": (FLOATS.astype(np.float16), FLOATS.astype(np.float16).astype(np.float32), None),
     "big-endian floats": (FLOATS.astype(">f4"), FLOATS, None),
     "truth values": (X > 127, 255 * BINARY, None),
-    "0 and 1 as bytes": (BINARY, 255 * BINARY, "up to 1 are read with 1 as white"),
-    "0 and 1 as int64": (BINARY.astype(int), 255 * BINARY, "up to 1 are read with 1 as white"),
+    "0 and 1": (BINARY.astype(int), 255 * BINARY, "up to 1 are read with 1 as white"),
     "0.0 and 1.0": (BINARY.astype(np.float32), BINARY.astype(np.float32), None),
     "int64": (X.astype(int), X, "up to 255 are read with 255 as white"),
-    "big-endian": (X.astype(">u2"), X, "255 as white"),
     "whole floats 0..255": (X.astype(float), X, "255 as white"),
     "floats 0..255": (X * 0.9, (X * 0.9 / 255).astype(np.float32), "255 as white"),
     "a little above 1": (FLOATS * np.float32(1 + 1e-5), np.minimum(FLOATS * np.float32(1 + 1e-5), 1), None),
@@ -59,21 +55,14 @@ def test_pixels_are_converted_and_a_line_says_how(tmp_path, given, wanted, note)
     assert [note in line for line in dataset.notes] == ([True] if note else [])
 
 
-@pytest.mark.parametrize(
-    "train, test, white",
-    [
-        (DEEP * 16, T.astype(np.uint16), 4080),
-        (DEEP, T.astype(int) * 100, 25500),
-        (DEEP * 200, T // np.uint16(2), 65535),
-    ],
-)
-def test_one_factor_for_all_parts_of_a_set(tmp_path, train, test, white):
-    """Also where the other part is dim, or of another type of whole numbers."""
+@pytest.mark.parametrize("train, test", [(DEEP * 16, T.astype(np.uint16)), (X.astype(int), T * 100.0), (DEEP * 200, T)])
+def test_one_factor_for_all_parts_of_a_set(tmp_path, train, test):
+    """Also where one part is dim, or of another type."""
     dataset = load_arrays(tmp_path, x_train=train, x_test=test)
-    assert dataset.reading == {"white": white if white == 65535 else max(train.max(), test.max())}
-    factor = 255 / dataset.reading["white"]
-    np.testing.assert_array_equal(dataset.train_images, np.rint(train * factor))
-    np.testing.assert_array_equal(dataset.test_images, np.rint(test * factor))
+    brightest = max(train.max(), test.max())
+    assert dataset.reading == {"white": 65535 if brightest > 32767 else brightest}
+    for images, given in ((dataset.train_images, train), (dataset.test_images, test)):
+        np.testing.assert_array_equal(images, np.rint(given * (255 / dataset.reading["white"])))
 
 
 def test_a_run_s_factor_holds_for_the_images_that_it_is_shown(tmp_path):
@@ -86,55 +75,47 @@ def test_a_run_s_factor_holds_for_the_images_that_it_is_shown(tmp_path):
 
 
 DARK = {
-    "floats that end at 1/255": (FLOATS / 255, "from 0 to 0.00392157"),
-    "bytes that end at 15": (X // 17, "from 0 to 15"),
-    "floats that end at 16": (X / 15.9375, "from 0 to 0.0627"),
-    "all black": (X * 0, "every pixel is 0"),
-    "all white": (X * 0 + 255, "every pixel is 255"),
-    "all grey": (FLOATS * 0 + np.float32(0.5), "every pixel is 0.5"),
+    "from 0 to 0.00392157": (FLOATS / 255, FLOATS),
+    "from 0 to 15, where 255 is white": (X // 17, X),
+    "from 0 to 0.0627": (X / 15.9375, X / 1.01),
+    "every pixel is 0": (X * 0, X),
+    "every pixel is 255": (X * 0 + 255, X),
+    "every pixel is 0.5": (FLOATS * 0 + np.float32(0.5), FLOATS),
 }
 
 
-@pytest.mark.parametrize("images, words", DARK.values(), ids=DARK)
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_images_that_show_nothing_get_a_warning(tmp_path, images, words, part):
-    other = {"x_test": FLOATS} if images.max() <= 1 and images.dtype.kind == "f" else {"x_test": T}
-    dataset = load_arrays(tmp_path, x_train=images, **other)
-    assert words in dataset.warning and "train images" in dataset.warning
+@pytest.mark.parametrize("words, dark, bright", [(words, *pair) for words, pair in DARK.items()])
+def test_images_that_show_nothing_get_a_warning(tmp_path, words, dark, bright):
+    for names in (("x_train", "x_test"), ("x_test", "x_train")):
+        warning = load_arrays(tmp_path, **dict(zip(names, (dark, bright), strict=True))).warning
+        assert words in warning and names[0][2:] + " images" in warning and "\n" not in warning
 
 
-@pytest.mark.parametrize("test", [T * (60 / 255), T // 4 * np.uint8(1), np.minimum(T, 60)])
-def test_dim_test_images_are_read_as_they_are(tmp_path, test):
-    test = test.astype(np.uint8)
-    dataset = load_arrays(tmp_path, x_train=X, x_test=test)
-    np.testing.assert_array_equal(dataset.test_images, test)
-    assert "test images: pixels go from 0 to 6" in dataset.warning
+def test_dim_test_images_are_read_as_they_are(tmp_path):
+    dim = np.minimum(T, 60)
+    dataset = load_arrays(tmp_path, x_train=X, x_test=dim)
+    np.testing.assert_array_equal(dataset.test_images, dim)
+    assert "test images: pixels go from 0 to 60, where 255 is white" in dataset.warning
 
 
 @pytest.mark.parametrize(
-    "train, test", [(X, FLOATS), (FLOATS, X), (X.astype(float), FLOATS), (X, X // 255), (DEEP * 9, FLOATS)]
+    "train, test", [(X, FLOATS), (FLOATS, X), (X * 1.0, FLOATS), (X, X // 255), (DEEP * 9, FLOATS)]
 )
 def test_parts_of_which_one_was_divided_are_refused(tmp_path, train, test):
-    assert "in all parts of a set" in refuse_arrays(tmp_path, x_train=train, x_test=test)
+    assert_refused(tmp_path, "in all parts of a set", x_train=train, x_test=test)
 
 
 BAD_IMAGES = {
     "NaN": (np.where(np.arange(X.size).reshape(X.shape) == 1000, np.nan, FLOATS), "nan"),
     "infinite": (FLOATS + np.inf, "inf"),
     "normalised": ((FLOATS - 0.1307) / 0.3081, "go from -0.42"),
-    "from -1 to 1": (FLOATS * 2 - 1, "go from -1 to 1"),
     "fractions above 255": (X * 1.5, "whole numbers from 0"),
-    "whole numbers below 0": (X.astype(int) - 1, "go from -1"),
     "text": (X.astype(str), "of str96"),
-    "complex": (X.astype(complex), "complex128"),
-    "records": (X.view([("a", "u1")]), "void8"),
     "none": (X[:0], "shape is (0, 28, 28)"),
-    "a number": (np.uint8([3]), "shape is (1,)"),
     "no square": (np.ones((6, 3072), np.uint8), "shape is (6, 3072)"),
     "an image in each column": (np.ones((784, 100), np.uint8), "shape is (784, 100)"),
     "images last": (np.moveaxis(X, 0, 2), "shape is (28, 28, 6)"),
     "many images last": (np.ones((28, 24, 500), np.uint8), "shape is (28, 24, 500)"),
-    "(n, H * W, 1)": (X.reshape(6, 784, 1), "shape is (6, 784, 1)"),
     "two channels": (np.stack([X, X], -1), "shape is (6, 28, 28, 2)"),
     "volumes": (np.ones((6, 1, 28, 28, 28), np.uint8), "shape is (6, 1, 28"),
 }
@@ -142,43 +123,36 @@ BAD_IMAGES = {
 
 @pytest.mark.parametrize("images, words", BAD_IMAGES.values(), ids=BAD_IMAGES)
 def test_what_is_no_image_is_refused_with_the_cause(tmp_path, images, words):
-    assert words in refuse_arrays(tmp_path, x_train=images, x_test=X)
+    assert_refused(tmp_path, words, x_train=images, x_test=X)
 
 
-# Shapes and colours
+# Shapes, colours and sizes
 
 
-@pytest.mark.parametrize("shape", [(6, 784), (6, 1, 28, 28), (6, 28, 28, 1)])
+@pytest.mark.parametrize("shape", [(784,), (1, 28, 28), (28, 28, 1)])
 def test_shapes(tmp_path, shape):
-    dataset = load_arrays(tmp_path, x_train=X.reshape(shape))
+    dataset = load_arrays(tmp_path, x_train=X.reshape(6, *shape), x_test=T[:1].reshape(1, *shape))
     np.testing.assert_array_equal(dataset.train_images, X)
-    single = load_arrays(tmp_path, x_train=X.reshape(shape), x_test=T[:1].reshape(1, *shape[1:]))
-    np.testing.assert_array_equal(single.test_images, T[:1])
+    np.testing.assert_array_equal(dataset.test_images, T[:1])
 
 
 def test_colours_become_luminance(tmp_path):
     colours = np.random.default_rng(0).integers(0, 256, (6, 28, 28, 3), np.uint8)
     wanted = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in colours])
-    for given in (colours, np.moveaxis(colours, 3, 1)):
+    for given in (colours, np.moveaxis(colours, 3, 1), colours / 255):
         dataset = load_arrays(tmp_path, x_train=given)
-        np.testing.assert_array_equal(dataset.train_images, wanted)
-        assert "grey" in dataset.notes[0]
-    floats = load_arrays(tmp_path, x_train=colours / 255).train_images
-    np.testing.assert_allclose(floats, wanted / 255, atol=0.003)
-    assert floats.max() <= 1
+        np.testing.assert_allclose(255 * to_pixels(dataset.train_images), wanted, atol=1)
+        assert "grey" in dataset.notes[0] and to_pixels(dataset.train_images).max() <= 1
+    np.testing.assert_array_equal(load_arrays(tmp_path, x_train=np.stack([X] * 3, -1)).train_images, X)
 
 
-@pytest.mark.parametrize("scale", [np.uint8(255), np.float32(1)])
-def test_transparent_arrays_are_laid_on_what_leaves_something_to_see(tmp_path, scale):
-    ink = BINARY * scale
-    for colour, ground, wanted in ((scale, "black", ink), (scale * 0, "white", scale - ink)):
-        grey = np.full_like(ink, colour)
-        dataset = load_arrays(tmp_path, x_train=np.stack([grey, grey, grey, ink], -1))
-        np.testing.assert_allclose(dataset.train_images, wanted, atol=1e-6)
-        assert (dataset.reading, dataset.warning) == ({"ground": ground}, None)
+def test_transparent_arrays_are_laid_on_what_leaves_something_to_see(tmp_path):
+    for scale, colour, ground, wanted in ((255, 255, "black", BINARY), (1.0, 0.0, "white", 1 - BINARY)):
+        grey = np.full_like(BINARY * scale, colour)
+        dataset = load_arrays(tmp_path, x_train=np.stack([grey, grey, grey, BINARY * scale], -1))
+        np.testing.assert_allclose(to_pixels(dataset.train_images), wanted, atol=1e-6)
+        assert (dataset.reading["ground"], dataset.warning) == (ground, None)
 
-
-# Sizes
 
 NEAREST = {(27, 29): (28, 28), (30, 30): (32, 32), (5, 5): (8, 8), (9, 5): (16, 8), (127, 121): (128, 120)}
 NEAREST |= {(300, 200): (128, 84), (1000, 1000): (128, 128), (50, 1000): (8, 128)}
@@ -193,7 +167,7 @@ def test_the_nearest_size_has_the_same_proportions():
 def test_images_of_any_size_are_scaled_to_the_nearest(tmp_path, size, nearest, factor):
     images = np.zeros((9, *size), np.uint8)
     images[:, : size[0] // 2] = 255  # the upper half is white
-    dataset = load_arrays(tmp_path, x_train=images * factor, x_test=images[:, :, ::-1] * factor)
+    dataset = load_arrays(tmp_path, x_train=images * factor)
     assert dataset.image_shape == dataset.test_images.shape[1:] == nearest
     note = "{} x {} pixels are scaled to {} x {}".format(*size, *nearest)
     assert [note in line for line in dataset.notes] == [True] * 2 * (size != nearest)
@@ -214,21 +188,10 @@ def test_image_size_and_transpose(tmp_path):
 
 # Labels
 
+KINDS = [Y, Y[:, None], Y.astype(float), Y.astype(str), np.eye(6)[Y], np.eye(6, dtype=bool)[Y], Y.astype(">i2")]
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        Y,
-        Y[:, None],
-        Y.astype(float),
-        Y.astype(str),
-        np.eye(6)[Y],
-        np.eye(6, dtype=bool)[Y],
-        Y.astype(">i2"),
-        np.char.add(Y.astype(str), ".0"),
-    ],
-    ids=["bytes", "(n, 1)", "floats", "texts", "one-hot", "truth values", "big-endian", "texts of floats"],
-)
+
+@pytest.mark.parametrize("given", [*KINDS, np.char.add(Y.astype(str), ".0")])
 def test_labels_of_every_kind_are_numbers(tmp_path, given):
     dataset = load_arrays(tmp_path, x_train=X, y_train=given)
     assert (dataset.train_labels.tolist(), dataset.label_names, dataset.test_labels) == (list(range(6)), None, None)
@@ -239,33 +202,25 @@ def test_names_of_classes_are_numbered(tmp_path):
     dataset = load_arrays(tmp_path, x_train=X, y_train=np.array(train), y_test=np.array(test))
     assert dataset.label_names == ("a", "b", "c", "ä") and dataset.named_test_labels.tolist() == test
     assert [dataset.label_names[label] for label in dataset.train_labels] == train
-    assert any(note.endswith("classes of test images that no training image has: c") for note in dataset.notes)
-    many = np.char.mod("class %d", np.arange(1623))
-    assert len(load_arrays(tmp_path, x_train=np.resize(X, (1623, 28, 28)), y_train=many).label_names) == 1623
+    assert dataset.notes[-1].endswith("classes of test images that no training image has: c")
 
 
-@pytest.mark.parametrize(
-    "given, names, labels",
-    [
-        (["3", "7", "3.0"], ("3", "3.0", "7"), [0, 2, 1]),  # two names of one number are two classes
-        (["3", "07", "-1"], None, [3, 7, -1]),
-        (["1_0", "2", "inf"], ("1_0", "2", "inf"), [0, 1, 2]),
-        ([-3, 200, 5], None, [-3, 200, 5]),
-    ],
-)
-def test_names_that_are_numbers(tmp_path, given, names, labels):
+NUMBERS = {("3", "7", "3.0"): (("3", "3.0", "7"), [0, 2, 1]), ("3", "07", "-1"): (None, [3, 7, -1])}
+NUMBERS |= {("1_0", "2", "inf"): (("1_0", "2", "inf"), [0, 1, 2]), (-3, 200, 5): (None, [-3, 200, 5])}
+
+
+@pytest.mark.parametrize("given, wanted", NUMBERS.items())
+def test_names_that_are_numbers(tmp_path, given, wanted):
     dataset = load_arrays(tmp_path, x_train=X[:3], y_train=np.array(given))
-    assert (dataset.label_names, dataset.train_labels.tolist()) == (names, labels)
+    assert (dataset.label_names, dataset.train_labels.tolist()) == wanted
 
 
 BAD_LABELS = {
     "five for six": (Y[:5], "shape is (5,)"),
-    "a number": (np.int64(3), "shape is ()"),
     "several an image": (np.ones((6, 14), int), "shape is (6, 14)"),
     "lying": (Y[None], "shape is (1, 6)"),
     "fractions": (Y / 2, "of float64"),
     "NaN": (np.where(Y > 3, np.nan, Y), "of float64"),
-    "complex": (Y.astype(complex), "complex"),
     "bytes of text": (np.array(["é".encode("latin-1")] * 6), "of bytes8"),
     "objects": (Y.astype(object), "Object arrays"),
 }
@@ -273,4 +228,4 @@ BAD_LABELS = {
 
 @pytest.mark.parametrize("labels, words", BAD_LABELS.values(), ids=BAD_LABELS)
 def test_what_is_no_label_is_refused(tmp_path, labels, words):
-    assert words in refuse_arrays(tmp_path, x_train=X, y_train=labels)
+    assert_refused(tmp_path, words, x_train=X, y_train=labels)

@@ -46,7 +46,7 @@ def test_digits():
 
 
 @pytest.mark.parametrize(
-    "name, safe", [("déjà vu", "d-j-vu"), ("..hidden", "hidden"), ("é", "data"), ("a_b-c.1", "a_b-c.1")]
+    "name, safe", {"déjà vu": "d-j-vu", "..hidden": "hidden", "é": "data", "a_b-c.1": "a_b-c.1"}.items()
 )
 def test_the_name_is_fit_for_a_folder(tmp_path, name, safe):
     folder = write(tmp_path / name, **make_idx_files())
@@ -63,18 +63,11 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
 
 
 def test_what_is_no_data_set_is_refused_with_what_to_do(tmp_path):
-    write(
-        tmp_path,
-        **{"seven.png": X[0], "a.mat": b"", "sets/a/train.csv": b"", "sets/b/MNIST/raw/t10k-images-idx3-ubyte.gz": b""},
-    )
-    cases = {
-        "https://host/mnist.npz": "download it first",
-        tmp_path / "nowhere": "no such file",
-        "a\0b": "no such file",
-    }
+    files = {"seven.png": X[0], "a.mat": b"", "sets/a/train.csv": b"", "sets/b/raw/t10k-images-idx3-ubyte.gz": b""}
+    write(tmp_path, **files)
+    cases = {"https://host/mnist.npz": "download it first", "nowhere": "no such file", "a\0b": "no such file"}
     cases |= {tmp_path / "seven.png": "give their folder", tmp_path / "a.mat": "is no folder, .npz or .csv"}
-    cases |= {tmp_path / "sets": str(tmp_path / "sets" / "b" / "MNIST" / "raw")}
-    for path, words in cases.items():
+    for path, words in (cases | {tmp_path / "sets": str(tmp_path / "sets" / "b" / "raw")}).items():
         line = refuse(load, path)
         assert words in line and line.startswith(f"--data {path}") and "docs/data.md" in line
 
@@ -94,14 +87,8 @@ def test_a_test_set_is_held_out_by_the_seed_where_there_is_none(tmp_path):
 
 def test_the_fingerprint_depends_on_the_images_alone(tmp_path):
     images = {"x_train": X, "x_test": T}
-    sets = [
-        images | {"y_train": Y},
-        images,
-        images | {"x_test": T ^ 1},
-        {"x_train": T, "x_test": X},
-        images | {"x_val": T},
-    ]
-    sets += [{"x_train": X}, {"x_train": X[::-1]}]
+    sets = [images | {"y_train": Y}, images, images | {"x_test": T ^ 1}, {"x_train": T, "x_test": X}]
+    sets += [images | {"x_val": T}, {"x_train": X}, {"x_train": X[::-1]}]
     labelled, *found = [load(write_npz(tmp_path / f"{number}.npz", **one)).sha256 for number, one in enumerate(sets)]
     assert labelled == found[0] and len(set(found)) == 6
 

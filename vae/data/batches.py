@@ -31,10 +31,9 @@ class Batches(keras.utils.PyDataset):
         self.start(epoch=0)
 
     def deal(self, devices: int, process: int, processes: int) -> "Batches":
-        """Deal the images of each batch out to devices. An item is from then on what `process` computes.
+        """Deal each batch out to devices, the same number of images to each: an item becomes what `process` computes.
 
-        All devices get as many images as the others: what is left of a batch (fewer images than devices) is left out.
-        Raises UserError where a batch has fewer images than there are devices.
+        The few images that cannot be dealt out evenly are left out. UserError where a batch has fewer than devices.
         """
         if (least := min(map(len, self._parts))) < devices:
             raise UserError(f"--devices: a batch of {least} images cannot be dealt out to {devices}; use fewer devices")

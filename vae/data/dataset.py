@@ -104,10 +104,7 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def hold_out(dataset: Dataset, share: float, seed: int, part: str = "validation") -> Dataset:
-    """Move that share of the training images, chosen by `seed`, to the validation (or test) images, if there are none.
-
-    Raises UserError where no image would be left.
-    """
+    """Move that share of the training images, chosen by `seed`, to the images of a part that has none."""
     if share == 0:
         return dataset
     if part == "validation" and dataset.validation_images is not None:

@@ -26,10 +26,9 @@ class Source:
 
 
 def load(source: Source) -> Dataset:
-    """Load images to train on: the user's own (--data), or else the data set of a name (--dataset).
+    """Load images to train on: the user's own (--data), or else the data set of a name (--dataset), or else MNIST.
 
-    With neither: MNIST, or the digits with a warning where MNIST is in no cache and cannot be downloaded. Raises
-    UserError for a data set that is unavailable, and for files that are missing, damaged or hostile.
+    Raises UserError for a data set that is unavailable, and for files that are missing, damaged or hostile.
     """
     dataset = _load(source)
     if not len(dataset.train_images):

@@ -40,10 +40,7 @@ MIRRORS = {
 
 
 def read(draft: Draft, name: str | None) -> tuple[str, str]:
-    """Read a public data set, found in a cache or downloaded; return its name, and its source in words.
-
-    Without a name: MNIST, or the digits with a warning. UserError where the set is in no cache and no mirror has it.
-    """
+    """Read a public data set; return its name, and its source in words. Without a name: MNIST, or else the digits."""
     try:
         if name != "digits":
             path, source = find(name or "mnist")

@@ -43,7 +43,7 @@ def read(draft: Draft, path: Path) -> None:
         files = _pick(draft, found, next(form for form in FORMS if IMAGE_FILES & form.keys() & found.keys()))
     for role, file in files.items():
         try:
-            _read_file(draft, file, role)
+            READERS.get(file.suffix.lower(), _read_idx)(draft, file, role)
         except Exception as error:  # zipfile, zlib, NumPy and Python's parser each have errors of their own
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
             raise UserError(f"{file.name}: cannot be read: {reason}; mend it, or get a sound copy") from error
@@ -60,19 +60,7 @@ def _pick(draft: Draft, found: dict, roles: dict[str, str]) -> dict:
     return picked
 
 
-def _read_file(draft: Draft, file: Path, role: str) -> None:
-    ending = file.suffix.lower()
-    if ending == ".npz":
-        _read_npz(draft, file)
-    elif ending == ".csv":
-        _read_csv(draft, file, role)
-    elif ending == ".npy":  # mapped: it is read when it is used, and may be larger than memory
-        draft.arrays[role] = np.lib.format.open_memmap(file, mode="r")
-    else:
-        draft.arrays[role] = _read_idx(file)
-
-
-def _read_idx(path: Path) -> np.ndarray:
+def _read_idx(draft: Draft, path: Path, role: str) -> None:
     """Read an IDX file (yann.lecun.com/exdb/mnist): a type, a number of dimensions, big-endian sizes, numbers."""
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":  # content tells: browsers unpack .gz and do not rename
@@ -80,10 +68,16 @@ def _read_idx(path: Path) -> np.ndarray:
     if content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
         raise ValueError(f"it begins with 0x{content[:4].hex()}, as no IDX file does")
     shape = struct.unpack_from(f">{content[3]}I", content, 4)
-    return np.frombuffer(content, IDX_TYPES[content[2]], offset=4 + 4 * len(shape)).reshape(shape)
+    numbers = np.frombuffer(content, IDX_TYPES[content[2]], offset=4 + 4 * len(shape))
+    draft.arrays[role] = numbers.reshape(shape)
 
 
-def _read_npz(draft: Draft, path: Path) -> None:
+def _map_npy(draft: Draft, path: Path, role: str) -> None:
+    """Map an .npy file: its array is read when it is used, and may be larger than memory."""
+    draft.arrays[role] = np.lib.format.open_memmap(path, mode="r")
+
+
+def _read_npz(draft: Draft, path: Path, _: str) -> None:
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > LARGEST:
             raise ValueError(f"unpacked, it takes more than {LARGEST:,} bytes: save .npy files")
@@ -133,6 +127,9 @@ def _check_columns(path: Path, columns: list[str], has_header: bool) -> None:
     others = [file.name for file in path.parent.glob("*.csv") if re.match("y|.*label", file.name.lower())]
     if "label" not in columns and math.isqrt(count) ** 2 == count and others:
         raise ValueError(f"it has no column `label`, but {others[0]} lies beside it: join them")
+
+
+READERS = {".npz": _read_npz, ".npy": _map_npy, ".csv": _read_csv}  # others are IDX
 
 
 def explain(folder: Path) -> str:
