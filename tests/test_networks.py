@@ -12,7 +12,7 @@ from vae import files
 from vae.networks import NETWORKS
 
 PUBLISHED = {  # epochs, batch size, learning rate, hidden and latent dimensions, validation split; parameters
-    "standard": (50, 100, 5e-3, 64, 24, 0, 1_102_932),
+    "standard": (33, 200, 8e-3, 64, 24, 0, 507_748),
     "readout": (50, 100, 1e-3, 64, 64, 0, 19_977_214),
     "softplus": (50, 100, 4e-3, 28, 2, 0, 187_341),
     "dense": (30, 256, 6e-3, 256, 16, 0.3, 505_904),
@@ -24,8 +24,9 @@ LAYERS = {
     "standard": """
         image 28x28, columns 28x28, lstm_rows 28x64 tanh, lstm_columns 28x64 tanh, flatten1 1792, flatten2 1792,
         concatenate 3584, dropout 3584 0.1, mean 24 linear, log_var 24 linear;
-        z 24, dense1 256 silu, dense2 3136 silu, reshape 7x7x64, tconv1 7x7x64 silu 3, tconv2 14x14x32 silu 4,
-        tconv3 14x14x4 linear 3, pixels_2x2 14x14x2x2, interleave 14x2x14x2, logits 28x28, pixels 28x28 sigmoid""",
+        z 24, dense1 256 silu, dense2 784 silu, reshape 7x7x16, tconv1 7x7x64 silu 3, tconv2 7x7x64 silu 3,
+        residual 7x7x64, tconv3 14x14x32 silu 4, tconv4 14x14x4 linear 3, pixels_2x2 14x14x2x2,
+        interleave 14x2x14x2, logits 28x28, pixels 28x28 sigmoid""",
     "readout": """
         image 28x28, lstm 28x64 tanh, flatten 1792, mean 64 linear, log_var 64 linear;
         z 64, dense1 98 relu, dense2 196 relu, reshape 14x14x1, tconv1 14x14x64 relu 3, dropout1 14x14x64 0.25,
