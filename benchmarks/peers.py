@@ -34,20 +34,19 @@ def report(names: list[str], data: str | None) -> None:
     dataset = load.load(load.Source(None if data else "mnist", data))
     images = to_pixels(dataset.train_images), to_pixels(dataset.test_images)
     to_pass = []  # test losses of the peers
-    print("\n| trained by | seconds of training | test loss | passes losses above after, seconds |\n|---|---|---|---|")
+    print("\n| trained by | seconds of training | test loss | passes the peers after, seconds |\n|---|---|---|---|")
     for name in names or NAMES:
         if name in PEERS:
             what, train = PEERS[name]
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 history = [pool.submit(train, *images).result()]
-            to_pass.append(history[0][1])
-            passes = []
         else:
             history = train_project([*source, *([] if name == "default" else ["--epochs", name])])
-            what = f"this project, {len(history)} epochs{' (its default)' if name == 'default' else ''}"
-            passes = [next((f"{time:,.1f}" for time, own in history if own < loss), "never") for loss in to_pass]
+            what = f"this project, `--epochs {len(history)}`{' (its default)' if name == 'default' else ''}"
+        passes = [next((f"{end:,.1f}" for end, own in history if own < loss), "never") for loss in to_pass]
         seconds, loss = history[-1]
         print(f"| {what} | {seconds:,.1f} | {loss:.2f} | {', '.join(passes)} |", flush=True)
+        to_pass += [loss] if name in PEERS else []
 
 
 def train_project(flags: list[str]) -> list[tuple[float, float]]:

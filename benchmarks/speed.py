@@ -180,7 +180,7 @@ def prepare_torch(job: Job, compiles: bool = False, channels_last: bool = False)
     import torch
 
     torch.manual_seed(0)
-    arrays = {name: torch.from_numpy(array) for name, array in job.reference.items()}
+    arrays = {name: torch.as_tensor(array) for name, array in job.reference.items()}
     vae = build_torch_vae(arrays, channels_last).eval()
     with torch.inference_mode():
         logits, loss = vae(arrays["images"], arrays["epsilon"])
@@ -237,8 +237,8 @@ def build_torch_vae(arrays: dict, channels_last: bool):
             self.dropout = nn.Dropout(0.1)
             self.mean, self.log_var = dense("mean"), dense("log_var")
             self.dense1, self.dense2 = dense("dense1"), dense("dense2")
-            self.tconv1, self.tconv2 = transposed_conv("tconv1", 1), transposed_conv("tconv2", 2)
-            self.tconv3 = transposed_conv("tconv3", 1)
+            self.tconv1, self.tconv2 = transposed_conv("tconv1", 1), transposed_conv("tconv2", 1)
+            self.tconv3, self.tconv4 = transposed_conv("tconv3", 2), transposed_conv("tconv4", 1)
 
         def forward(self, images, epsilon=None):
             """Return the logits (n, 28, 28), and the loss in nats per image."""
@@ -250,9 +250,10 @@ def build_torch_vae(arrays: dict, channels_last: bool):
             h = functional.silu(self.dense2(functional.silu(self.dense1(z))))
             # A view in the memory format that the convolutions work in: nothing is copied.
             h = h.unflatten(1, (7, 7, -1)).permute(0, 3, 1, 2) if channels_last else h.unflatten(1, (-1, 7, 7))
-            h = functional.silu(self.tconv1(h))
-            h = functional.silu(self.tconv2(h))  # (batch, 32, 14, 14)
-            logits = functional.pixel_shuffle(self.tconv3(h), 2)[:, 0]  # (batch, 28, 28)
+            h = functional.silu(self.tconv1(h))  # (batch, 64, 7, 7)
+            h = h + functional.silu(self.tconv2(h))
+            h = functional.silu(self.tconv3(h))  # (batch, 32, 14, 14)
+            logits = functional.pixel_shuffle(self.tconv4(h), 2)[:, 0]  # (batch, 28, 28)
             reconstruction = functional.binary_cross_entropy_with_logits(logits, images, reduction="sum")
             kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum()
             return logits, (reconstruction + kl) / len(images)
