@@ -70,8 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         "checkpoint": str(run.folder),
     }
     if options.arrays is not None:
-        with files.replacing(options.arrays) as path:
-            files.write_arrays(path, arrays)
+        files.write_arrays(options.arrays, arrays)
         print(f"-> q(z|x) and losses of {len(dataset.test_images):,} test images are in {options.arrays}", file=say)
     if options.figures:
         draw(arrays, dataset, f"{run.settings.network} on {dataset.name}", options.figures)
@@ -162,8 +161,7 @@ def draw(arrays: dict[str, np.ndarray], dataset: Dataset, title: str, folder: Pa
         "strangest_images.png": plots.strangest_images(images, losses[strangest], strange),
     }
     for name, figure in figures.items():
-        with files.replacing(folder / name) as path:
-            plots.write_figure(figure, path)
+        plots.write_figure(figure, folder / name)
         print(f"-> Figure is saved in {folder / name}", file=sys.stderr)
 
 

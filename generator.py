@@ -232,27 +232,21 @@ def write(images: np.ndarray, columns: int, options: Namespace) -> None:
 
     place = options.output
     if options.arrays is not None:
-        with files.replacing(options.arrays) as path:
-            files.write_arrays(path, {"images": images})
+        files.write_arrays(options.arrays, {"images": images})
         print(f"-> Images are saved as arrays in {options.arrays}")
     if options.in_folder:
-        try:
-            place.mkdir(exist_ok=True)
-            for number, image in enumerate(images):
-                plots.write_picture(np.rint(image * 255).astype(np.uint8), place / f"{number:04}.png")
-        except OSError as error:
-            raise UserError(f"{place} cannot be written ({error.strerror or error}); choose another place") from error
+        place.mkdir(exist_ok=True)
+        for number, image in enumerate(images):
+            plots.write_picture(np.rint(image * 255).astype(np.uint8), place / f"{number:04}.png")
     elif options.moves:
         walks = images.reshape(-1, columns, *images.shape[1:])
         side = options.columns or math.ceil(len(walks) ** 0.5)
         frames = [plots.tile(walks[:, time], side, plots.SMALL) for time in range(columns)]
-        with files.replacing(place) as path:
-            plots.write_animation(frames, path, [60 if time % FRAMES else 900 for time in range(columns)])
+        plots.write_animation(frames, place, [60 if time % FRAMES else 900 for time in range(columns)])
     else:
         if options.arrays is not None and len(images) > SHOWN:
             images, columns = images[:SHOWN], options.columns or math.isqrt(SHOWN)
-        with files.replacing(place) as path:
-            plots.write_picture(plots.tile(images, columns), path)
+        plots.write_picture(plots.tile(images, columns), place)
     print(f"-> Generated images are saved in {place}")
 
 

@@ -110,10 +110,10 @@ def finish(vae, dataset: Dataset, run: Run) -> None:
     (images,) = make_batches(dataset.test_images[:40], options)[0]
     title = f"{options.network} on {dataset.name}" + (", as MNIST is unavailable" if dataset.replaces_mnist else "")
     pairs = plots.reconstructions(images, vae.reconstruct(images), f"{title}: test images")
-    run.write_picture("reconstructions.png", plots.write_figure, pairs)
-    run.write_picture("loss_curves.png", plots.write_figure, plots.loss_curves(run.rows, title))
+    plots.write_figure(pairs, run.folder / "reconstructions.png")
+    plots.write_figure(plots.loss_curves(run.rows, title), run.folder / "loss_curves.png")
     if run.frames:
-        run.write_picture("training.gif", plots.write_animation, run.frames)
+        plots.write_animation(run.frames, run.folder / "training.gif")
     run.record_end(losses, activity=mean.var(axis=0))
 
 

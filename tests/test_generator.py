@@ -306,4 +306,4 @@ def test_a_full_disk_leaves_the_old_pictures(run_copy, here):
             message = refuse(generator.main, flags.split())
             assert flags.split()[-1] in message and "cannot be written" in message
         assert snapshot(here) == before
-    assert "folder cannot be written (Is a directory)" in refuse(generator.main, ["--output", "folder"])
+    assert "0001.png cannot be written (it is no plain file)" in refuse(generator.main, ["--output", "folder"])

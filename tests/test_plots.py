@@ -228,13 +228,10 @@ def test_names_are_drawn_as_they_are_and_a_number_where_the_font_has_no_letters(
 
 def test_the_settings_of_the_user_change_nothing_and_no_line_of_matplotlib_reaches_the_screen(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nlines.linewidth: 30\nnonsense: 1\n")
-    code = (
-        "from vae import plots; plots.write_figure(plots.latent_dimensions(__import__('numpy').ones(3), '$'), 'a.png')"
-    )
+    code = "import pathlib, numpy as np; from vae import plots; plots.write_figure(plots.latent_dimensions(np.ones(3), '$'), pathlib.Path('a.png'))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MATPLOTLIBRC": str(tmp_path)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    file = io.BytesIO()
-    plots.write_figure(plots.latent_dimensions(np.ones(3), "$"), file)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(file)))
+    plots.write_figure(plots.latent_dimensions(np.ones(3), "$"), tmp_path / "b.png")
+    np.testing.assert_array_equal(*(np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png")))

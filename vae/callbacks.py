@@ -92,7 +92,7 @@ class LogAndSave(keras.callbacks.Callback):
         self._began = time.perf_counter() - (rows[-1]["elapsed"] if rows else 0)
         if not rows and parallel.is_first():  # what the network learns from
             grid = plots.tile(self._batches[0][0][:100], 10)
-            self._run.write_picture("training_images.png", plots.write_picture, grid)
+            plots.write_picture(grid, self._run.folder / "training_images.png")
         total = {"total": steps * self.params["epochs"], "initial": steps * len(rows)}
         self._bar = tqdm(**total, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 

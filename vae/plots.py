@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from vae import files
 from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
 
 if TYPE_CHECKING:  # Matplotlib takes long to import, and grids do not need it
@@ -47,7 +48,8 @@ def training_frame(draws: np.ndarray, originals: np.ndarray, reconstructions: np
 
 def write_picture(grid: np.ndarray, path: Path) -> None:
     """Write a grid (height, width) of bytes as a grey picture, of the kind that the name says."""
-    Image.fromarray(grid).save(path, optimize=grid.size < 10**7)
+    with files.replacing(path) as temporary:
+        Image.fromarray(grid).save(temporary, optimize=grid.size < 10**7)
 
 
 def write_animation(frames: list[np.ndarray], path: Path, milliseconds: list[int] | None = None) -> None:
@@ -60,12 +62,14 @@ def write_animation(frames: list[np.ndarray], path: Path, milliseconds: list[int
     for picture in pictures:
         picture.putpalette(np.rint(np.arange(GREYS) * step).astype(int).repeat(3).tolist())
     times = milliseconds or [200] * (len(frames) - 1) + [2000]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=times, loop=0, lossless=True)
+    with files.replacing(path) as temporary:
+        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=times, loop=0, lossless=True)
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
     """Write a figure of Matplotlib; the ending of the path says as what."""
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight")
 
 
 def loss_curves(rows: list[dict], title: str) -> "Figure":

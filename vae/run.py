@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -181,11 +181,6 @@ class Run:
         self.frames += [] if frame is None else [frame]
         if parallel.is_first():
             self._save(vae)
-
-    def write_picture(self, name: str, write: Callable, picture) -> None:
-        """Write a picture, with one of the writers in plots.py."""
-        with files.replacing(self.folder / name) as path:
-            write(picture, path)
 
     def save_prior(self, prior: sampling.Mixture) -> None:
         """Write prior.npz."""
