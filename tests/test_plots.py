@@ -228,7 +228,8 @@ def test_names_are_drawn_as_they_are_and_a_number_where_the_font_has_no_letters(
 
 def test_the_settings_of_the_user_change_nothing_and_no_line_of_matplotlib_reaches_the_screen(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nlines.linewidth: 30\nnonsense: 1\n")
-    code = "import pathlib, numpy as np; from vae import plots; plots.write_figure(plots.latent_dimensions(np.ones(3), '$'), pathlib.Path('a.png'))"
+    code = "import pathlib, numpy as np; from vae import plots; figure = plots.latent_dimensions(np.ones(3), '$')"
+    code += "; plots.write_figure(figure, pathlib.Path('a.png'))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MATPLOTLIBRC": str(tmp_path)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
