@@ -219,6 +219,8 @@ BAD_LABELS = {
     "five for six": (Y[:5], "shape is (5,)"),
     "several an image": (np.ones((6, 14), int), "shape is (6, 14)"),
     "lying": (Y[None], "shape is (1, 6)"),
+    "a fraction": (np.float64(0.5), "shape is ()"),
+    "one-hot of pairs": (np.ones((6, 14, 2)), "shape is (6, 14, 2)"),
     "fractions": (Y / 2, "of float64"),
     "NaN": (np.where(Y > 3, np.nan, Y), "of float64"),
     "bytes of text": (np.array(["é".encode("latin-1")] * 6), "of bytes8"),

@@ -58,6 +58,9 @@ FORMS = {
         at, **npy(**{name: np.asfortranarray(array) for name, array in A.items()})
     ),
     "IDX": lambda at: write(at, **IDX),
+    "IDX of Kaggle": lambda at: write(
+        at, **{f"{name}/{name}": b"" for name in STEMS}, **{k.replace("-idx", ".idx"): v for k, v in IDX.items()}
+    ),
     "IDX, zipped": lambda at: write(at, **{f"{name}.gz": gzip.compress(content) for name, content in IDX.items()}),
     "IDX, unzipped by a browser": lambda at: write(at, **{f"{name}.gz": content for name, content in IDX.items()}),
     "CSV": lambda at: write(at, **csv_files(["label", *(f"pixel{number}" for number in range(784))])),
@@ -202,7 +205,7 @@ BAD = {
     "npz, no .npy inside": ("a.npz", to_zip(x_train=b"hello"), "magic string"),
     "npz, an array that is cut": ("a.npz", to_zip(x_train=to_npy(X)[:-1]), "EOF"),
     "npz, a header of code": ("a.npz", to_zip(x_train=with_header("__import__('os')")), "malformed"),
-    "npz, no known names": ("a.npz", to_zip(cats=to_npy(X)), "no array in it has a known name, such as x_train (cats)"),
+    "npz, no known names": ("a.npz", to_zip(cats=to_npy(X)), "such as x_train; not read: cats"),
     "npz, labels alone": ("a.npz", to_zip(y_train=to_npy(Y)), "there are train labels, but no images"),
     "npz, validation images alone": ("a.npz", to_zip(x_val=to_npy(X)), "no images to train on"),
     "npy, cut": ("x_train.npy", to_npy(X)[:-1], "x_train.npy: cannot be read"),

@@ -173,11 +173,13 @@ def _scale(draft: Draft, role: str, images: np.ndarray, size: tuple[int, int]) -
 def _to_labels(draft: Draft, role: str) -> np.ndarray:
     """Turn an array into one label for each image: whole numbers or texts."""
     labels, count = draft.arrays[role], len(draft.arrays[role.replace("labels", "images")])
-    is_number = labels.dtype.kind in "biuf" and _is_whole(labels)
-    if is_number and labels.shape[1:] > (1,) and (np.sort(labels) == np.eye(labels.shape[1])[-1]).all():
-        draft.notes.append(f"{role}: one-hot labels of {labels.shape[1]} classes are read")
+    is_number = labels.dtype.kind in "biuf"
+    several = labels.shape[1] if labels.ndim == 2 else 1
+    if is_number and several > 1 and (np.sort(labels) == np.eye(several)[-1]).all():
+        draft.notes.append(f"{role}: one-hot labels of {several} classes are read")
         labels = labels.argmax(axis=1)
-    if labels.shape not in ((count,), (count, 1)) or not (is_number or labels.dtype.kind == "U"):
+    is_label = labels.dtype.kind == "U" or (is_number and labels.ndim > 0 and _is_whole(labels))
+    if labels.shape not in ((count,), (count, 1)) or not is_label:
         wanted = f"a whole number or a text for each of {count:,} images"
         raise UserError(f"{role}: their shape is {labels.shape} of {labels.dtype.name:.50}, expected {wanted}")
     return labels.reshape(count).astype(np.int64) if is_number else labels.reshape(count)

@@ -20,14 +20,24 @@ from vae.files import LARGEST
 from vae.terminal import UserError
 
 ROLES = ("train images", "train labels", "test images", "test labels", "validation images")
-MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MNIST = {
+    "train-images-idx3-ubyte": "train images",
+    "train-labels-idx1-ubyte": "train labels",
+    "t10k-images-idx3-ubyte": "test images",
+    "t10k-labels-idx1-ubyte": "test labels",
+}
 NAMES = {  # of arrays, and their roles; of two with one role, the first is read
     **dict(zip(("x_train", "y_train", "x_test", "y_test", "x_val"), ROLES, strict=True)),
     **dict(zip(("train_images", "train_labels", "test_images", "test_labels", "val_images"), ROLES, strict=True)),
     **dict(zip(("images", "labels"), ROLES, strict=False)),
 }
 FORMS = (  # of a folder: the names of its files, and their roles; the first form that a folder has is read
-    {name + ending: role for ending in ("", ".gz") for name, role in zip(MNIST, ROLES, strict=False)},
+    {
+        name.replace("-idx", idx) + gz: role
+        for idx in ("-idx", ".idx")
+        for gz in ("", ".gz")
+        for name, role in MNIST.items()
+    },
     {f"{name}.npy": role for name, role in NAMES.items()},
     {"train.csv": "train images", "test.csv": "test images"},
 )
@@ -39,14 +49,16 @@ def read(draft: Draft, path: Path) -> None:
     """Read the arrays of an .npz or .csv file, or of a folder that holds one of IMAGE_FILES."""
     files = {"train images": path}
     if path.is_dir():
-        found = {file.name.lower(): file for file in sorted(path.iterdir())}
-        files = _pick(draft, found, next(form for form in FORMS if IMAGE_FILES & form.keys() & found.keys()))
+        found = {file.name.lower(): file for file in sorted(path.iterdir()) if file.is_file()}
+        files = _pick(draft, found, next((form for form in FORMS if IMAGE_FILES & form.keys() & found.keys()), {}))
     for role, file in files.items():
         try:
             READERS.get(file.suffix.lower(), _read_idx)(draft, file, role)
         except Exception as error:  # zipfile, zlib, NumPy and Python's parser each have errors of their own
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0][:200] or type(error).__name__
             raise UserError(f"{file.name}: cannot be read: {reason}; mend it, or get a sound copy") from error
+    if not draft.arrays:
+        raise UserError(f"no array has a known name, such as x_train; {draft.notes[0]}")
 
 
 def _pick(draft: Draft, found: dict, roles: dict[str, str]) -> dict:
@@ -85,8 +97,6 @@ def _read_npz(draft: Draft, path: Path, _: str) -> None:
         for role, name in _pick(draft, names, NAMES).items():
             with archive.open(name) as file:
                 draft.arrays[role] = np.lib.format.read_array(file, allow_pickle=False)
-        if not draft.arrays:
-            raise ValueError(f"no array in it has a known name, such as x_train ({', '.join(names):.200})")
 
 
 def _read_csv(draft: Draft, path: Path, role: str) -> None:
@@ -124,9 +134,10 @@ def _check_columns(path: Path, columns: list[str], has_header: bool) -> None:
     count = len(columns)
     if not has_header and columns[-2:] == [str(count - 2), str(count - 1)]:
         raise ValueError("its columns are called 0, 1, 2 ...: call them label, pixel0, pixel1 ...")
-    others = [file.name for file in path.parent.glob("*.csv") if re.match("y|.*label", file.name.lower())]
-    if "label" not in columns and math.isqrt(count) ** 2 == count and others:
-        raise ValueError(f"it has no column `label`, but {others[0]} lies beside it: join them")
+    if "label" not in columns and math.isqrt(count) ** 2 == count:
+        for file in path.parent.glob("*.csv"):
+            if file != path and re.match(r"y([-_.]|train|test)|.*label", file.name.lower()):
+                raise ValueError(f"it has no column `label`, but {file.name} lies beside it: join them")
 
 
 READERS = {".npz": _read_npz, ".npy": _map_npy, ".csv": _read_csv}  # others are IDX
@@ -139,5 +150,5 @@ def explain(folder: Path) -> str:
     sets |= {file for file in inside if file.suffix.lower() in (".npz", ".csv")}
     seen = Counter(file.suffix or file.name for file in inside if file.is_file()).most_common(4)
     if sets:
-        return f"name a set inside: {', '.join(sorted(map(str, sets))[:6])}"
+        return f"name a set inside, of {len(sets):,}: {', '.join(sorted(map(str, sets))[:6])}"
     return f"seen: {', '.join(f'{count:,} {ending}' for ending, count in seen) or 'nothing'}"
