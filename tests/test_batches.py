@@ -113,22 +113,15 @@ class Recorder(keras.Model):
 
 @pytest.mark.parametrize("steps_per_execution, first_epoch", [(1, 0), (2, 2), (20, 0)])
 def test_fit_sees_the_batches_of_each_epoch_and_no_stale_ones(images, steps_per_execution, first_epoch):
-    epochs = range(first_epoch, first_epoch + 3)
     recorder = Recorder(3 * COUNT)
     recorder.compile(optimizer="sgd", jit_compile=False, steps_per_execution=steps_per_execution)
     batches = Batches(images, 4, seed=6, shuffle=True)
-    recorder.fit(
-        batches,
-        initial_epoch=first_epoch,
-        epochs=epochs.stop,
-        validation_data=Batches(images[:7], 5, seed=6),
-        callbacks=[Reseed(batches, 6), StopAtNonFinite(SimpleNamespace(rows=[]))],
-        shuffle=False,
-        verbose=0,
-    )
+    fit = {"initial_epoch": first_epoch, "epochs": first_epoch + 3, "shuffle": False, "verbose": 0}
+    fit |= {"callbacks": [Reseed(batches, 6), StopAtNonFinite(SimpleNamespace(rows=[]))]}
+    recorder.fit(batches, validation_data=Batches(images[:7], 5, seed=6), **fit)
     seen = np.rint(ops.convert_to_numpy(recorder.seen)).astype(int).reshape(3, COUNT).tolist()
     expected = []
-    for epoch in epochs:
+    for epoch in range(first_epoch, first_epoch + 3):
         batches.start(epoch)
         expected.append(order_of(batches))
     assert seen == expected
@@ -160,21 +153,6 @@ def test_the_shares_of_all_processes_are_the_batch_but_for_a_few_images(images, 
             found, wanted = np.concatenate(parts), whole[index][0]
             assert len(found) % devices == 0 and 0 <= len(wanted) - len(found) < devices
             np.testing.assert_array_equal(found, wanted[: len(found)])
-
-
-def test_a_process_reads_its_share_alone(images):
-    class Images:
-        shape, read = images.shape, []
-
-        def __len__(self):
-            return COUNT
-
-        def __getitem__(self, rows):
-            self.read.append(len(rows))
-            return images[rows]
-
-    batches = Batches(Images(), 8, seed=0).deal(4, 1, 2)
-    assert [len(batches[index][0]) for index in range(3)] == [4, 4, 2] == Images.read  # of 8, 8 and 7
 
 
 def test_a_batch_smaller_than_the_number_of_devices_is_refused(images):

@@ -28,7 +28,8 @@ A = make_arrays()
 X, Y, T, U = A.values()
 IDX = make_idx_files()
 MEDMNIST = dict(zip(("train_images", "train_labels", "test_images", "test_labels"), A.values(), strict=True))
-NAMED = {name.replace("x", "X"): array for name, array in A.items()}
+PIXELS = [f"p{number}" for number in range(16)]
+ROW = [7] * 16
 
 
 def npy(**arrays: np.ndarray) -> dict[str, bytes]:
@@ -48,54 +49,52 @@ def pictures(*parts: str) -> dict[str, np.ndarray]:
     return {f"{part}/{label}/{label}.png": image for part, half in pairs for image, label in zip(*half, strict=True)}
 
 
-FORMS = {
-    "npz": lambda at: write_npz(at / "a.npz", **A),
-    "npz of MedMNIST": lambda at: write_npz(at / "a.npz", **MEDMNIST, val_labels=Y),
-    "npz with X_": lambda at: write_npz(at / "a.npz", **NAMED, labels=U),
-    "npy": lambda at: write(at, **npy(**A)),
-    "npy of MedMNIST": lambda at: write(at, **npy(**MEDMNIST)),
-    "npy in Fortran's order": lambda at: write(
-        at, **npy(**{name: np.asfortranarray(array) for name, array in A.items()})
-    ),
-    "IDX": lambda at: write(at, **IDX),
-    "IDX of Kaggle": lambda at: write(
-        at, **{f"{name}/{name}": b"" for name in STEMS}, **{k.replace("-idx", ".idx"): v for k, v in IDX.items()}
-    ),
-    "IDX, zipped": lambda at: write(at, **{f"{name}.gz": gzip.compress(content) for name, content in IDX.items()}),
-    "IDX, unzipped by a browser": lambda at: write(at, **{f"{name}.gz": content for name, content in IDX.items()}),
-    "CSV": lambda at: write(at, **csv_files(["label", *(f"pixel{number}" for number in range(784))])),
-    "CSV with numbers as names": lambda at: write(at, **csv_files(["Label ", *range(784)])),
-    "CSV without a header": lambda at: write(at, **csv_files()),
-    "pictures": lambda at: write(at, **pictures("train", "test")),
-    "pictures of Train and TEST": lambda at: write(at, **pictures("Train", "TEST")),
+FOLDERS = {
+    "npy": npy(**A),
+    "npy of MedMNIST": npy(**MEDMNIST),
+    "npy in Fortran's order": npy(**{name: np.asfortranarray(array) for name, array in A.items()}),
+    "IDX": IDX,
+    "IDX of Kaggle": {f"{k}/{k}": b"" for k in STEMS} | {k.replace("-idx", ".idx"): v for k, v in IDX.items()},
+    "IDX, zipped": {f"{name}.gz": gzip.compress(content) for name, content in IDX.items()},
+    "IDX, unzipped by a browser": {f"{name}.gz": content for name, content in IDX.items()},
+    "CSV": csv_files(["label", *(f"pixel{number}" for number in range(784))]),
+    "CSV with numbers as names": csv_files(["Label ", *range(784)]),
+    "CSV without a header": csv_files(),
+    "pictures": pictures("train", "test"),
+    "pictures of Train and TEST": pictures("Train", "TEST"),
 }
+ARCHIVES = {"npz": A, "MedMNIST": MEDMNIST | {"val_labels": Y}, "X_": {k.replace("x", "X"): v for k, v in A.items()}}
 
 
-@pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
-def test_the_same_data_set_in_every_form(tmp_path, make):
-    dataset = load(make(tmp_path / "mine"))
+@pytest.mark.parametrize("form", [*FOLDERS, *ARCHIVES])
+def test_the_same_data_set_in_every_form(tmp_path, form):
+    is_folder = form in FOLDERS
+    dataset = load(write(tmp_path, **FOLDERS[form]) if is_folder else write_npz(tmp_path / "a.npz", **ARCHIVES[form]))
     assert_same(dataset, A)
     assert dataset.sha256 == load(write_npz(tmp_path / "as_it_is.npz", **A)).sha256
     assert (dataset.label_names, dataset.warning, dataset.reading) == (None, None, {})
 
 
 def test_what_is_not_read_is_named(tmp_path):
-    more = {"names": np.array(["a"]), "y_val": Y, "hostile": np.array([Path], object)}
+    more = {"names": np.array(["a"]), "y_val": Y, "labels": U, "hostile": np.array([Path], object)}
     dataset = load(write_npz(tmp_path / "a.npz", **A, **more, x_val=T))
     np.testing.assert_array_equal(dataset.validation_images, T)
-    assert dataset.notes == (f"{tmp_path / 'a.npz'}: not read: names, y_val, hostile",)
+    assert dataset.notes == (f"{tmp_path / 'a.npz'}: not read: names, y_val, labels, hostile",)
     folder = write(tmp_path / "npy", **npy(images=X, embeddings=Y), **{"a.txt": b""})
     assert any(note.endswith("not read: a.txt, embeddings.npy") for note in load(folder).notes)
 
 
 def test_the_first_form_of_a_folder_is_read(tmp_path):
     """IDX, .npy, CSV, pictures."""
-    counts = [11]
     folder = write(tmp_path, **{f"cat/{number}.png": X[0] for number in range(11)})
-    for files, count in ((csv_files(), 9), (npy(x_train=X[:5], labels=Y[:5]), 5), ({STEMS[0]: to_idx(X[:4])}, 4)):
+    for files, count in (
+        ({}, 11),
+        (csv_files(), 9),
+        (npy(x_train=X[:5], labels=Y[:5]), 5),
+        ({STEMS[0]: to_idx(X[:4])}, 4),
+    ):
         dataset = load(write(folder, **files))
-        counts.append(len(dataset.train_images) + len(dataset.test_images))
-        assert counts[-1] == count
+        assert len(dataset.train_images) + len(dataset.test_images) == count
 
 
 def test_idx_to_the_bit(tmp_path):
@@ -111,12 +110,7 @@ def test_idx_to_the_bit(tmp_path):
 
 # CSV: no row is lost, and no label changed
 
-PIXELS = [f"p{number}" for number in range(16)]
-ROW = [7] * 16
-
-
-def rows_of(*labels: str) -> list[list]:
-    return [[label, *X[number % 6, :4, :4].ravel()] for number, label in enumerate(labels)]
+UNICODE = ["#", "C#", "C", "#1", "a b", "a\u2028b", "a\x85b", "a\x0cb", "é", "è", "中", '"a, b"']
 
 
 def labels_of(path: Path) -> list[str]:
@@ -125,27 +119,18 @@ def labels_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "encoding, labels",
-    [
-        ("utf-8", ["#", "C#", "C", "#1", "a b", "a\u2028b", "a\x85b", "a\x0cb", "é", "è", "中"]),
-        ("utf-8-sig", ["é", "è", "ê", "a", "a"]),
-        ("cp1252", ["é", "è", "ê", "€", "“a”"]),
-    ],
+    "encoding, labels", [("utf-8", UNICODE), ("utf-8-sig", ["é", "è"]), ("cp1252", ["é", "è", "€", "“a”"])]
 )
-def test_labels_are_read_as_they_are(tmp_path, encoding, labels):
-    content = to_csv(["label", *PIXELS], *rows_of(*labels)).decode()
-    for name, text in {"a.csv": content, "b.csv": content.replace("\n", "\r\n\r\n"), "c.csv": content + "\n\n"}.items():
-        (tmp_path / name).write_bytes(text.encode(encoding))
-        assert labels_of(tmp_path / name) == sorted(labels)
-        assert any("cp1252" in note for note in load(tmp_path / name).notes) == (encoding == "cp1252")
-
-
 @pytest.mark.parametrize("place", [0, 7, 16])
-def test_the_column_label_may_be_anywhere(tmp_path, place):
-    rows = [["label", *PIXELS], *rows_of("x", '"a, b"', "y")]
-    write(tmp_path, **{"a.csv": to_csv(*(row[1 : place + 1] + row[:1] + row[place + 1 :] for row in rows))})
-    assert labels_of(tmp_path / "a.csv") == ["a, b", "x", "y"]
-    assert load(tmp_path / "a.csv").sha256 == load(write_npz(tmp_path / "b.npz", x_train=X[:3, :4, :4])).sha256
+def test_labels_are_read_as_they_are_wherever_they_are(tmp_path, encoding, labels, place):
+    rows = [["label", *PIXELS], *([label, *X[number % 6, :4, :4].ravel()] for number, label in enumerate(labels))]
+    content = to_csv(*(row[1 : place + 1] + row[:1] + row[place + 1 :] for row in rows)).decode()
+    images = write_npz(tmp_path / "b.npz", x_train=np.resize(X, (len(labels), 28, 28))[:, :4, :4])
+    for text in (content, content.replace("\n", "\r\n\r\n"), content + "\n\n"):
+        (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+        assert labels_of(tmp_path / "a.csv") == sorted(label.strip('"') for label in labels)
+        assert load(tmp_path / "a.csv").sha256 == load(images).sha256
+        assert any("cp1252" in note for note in load(tmp_path / "a.csv").notes) == (encoding == "cp1252")
 
 
 @pytest.mark.parametrize("images", [(X[:, :4, :4] / 255).round(4), X[:, :4, :4].astype(int) * 257])
@@ -154,25 +139,6 @@ def test_floats_and_16_bits_in_csv(tmp_path, images):
     found, wanted = load(tmp_path / "a.csv"), load(write_npz(tmp_path / "a.npz", x_train=images))
     np.testing.assert_allclose(found.train_images, wanted.train_images, rtol=1e-6)
     assert found.reading == wanted.reading
-
-
-BAD_CSV = {
-    "a row that is cut": (to_csv([7, *ROW], [7, *ROW[:9]]), "row 2 has 10 cells of 17"),
-    "a label that is missing": (to_csv([7, *ROW], ["", *ROW]), "row 2 has 17 cells of 17, or no label"),
-    "a pixel that is missing": (to_csv([7, *ROW], [7, "", *ROW[1:]]), "could not convert"),
-    "a quotation mark": (to_csv([7, *ROW], ['"7', *ROW], ["8", *ROW]), "row 2 has 1 cells"),
-    "names of columns are numbers": (to_csv([*range(17)], [7, *ROW]), "columns are called 0, 1, 2"),
-    "a number of the row": (to_csv(["", "label", *PIXELS], [0, 7, *ROW], [1, 7, *ROW]), "shape is (2, 17)"),
-    "empty": (b"", "0 lines"),
-    "neither UTF-8 nor cp1252": (to_csv(["label", *PIXELS], [7, *ROW]) + b"\n\x81", "charmap"),
-    "a list of files": (b"file,label\na.png,3\nb.png,4\n", "could not convert"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("content, words", BAD_CSV.values(), ids=BAD_CSV)
-def test_a_csv_that_does_not_fit_is_refused(tmp_path, content, words):
-    line = refuse(load, write(tmp_path, **{"bad.csv": content}) / "bad.csv")
-    assert words in line and str(tmp_path / "bad.csv") in line and "docs/data.md" in line
 
 
 @pytest.mark.parametrize("images, labels", [("x_train", "y_train"), ("images", "labels"), ("train", "trainLabels")])
@@ -193,7 +159,7 @@ def with_header(header: str) -> bytes:
 
 ZIPPED, HUGE = (
     gzip.compress(IDX[STEMS[0]], mtime=0),
-    with_header(str({"descr": "|u1", "fortran_order": False, "shape": (10**9, 28, 28)})),
+    with_header("{'descr': 'u1', 'fortran_order': False, 'shape': (9**9,)}"),
 )
 BAD = {
     "IDX, empty": (STEMS[0], b"", "0x"),
@@ -210,13 +176,22 @@ BAD = {
     "npz, validation images alone": ("a.npz", to_zip(x_val=to_npy(X)), "no images to train on"),
     "npy, cut": ("x_train.npy", to_npy(X)[:-1], "x_train.npy: cannot be read"),
     "npy, far more declared than there is": ("x_train.npy", HUGE, "x_train.npy: cannot be read"),
+    "CSV, a row that is cut": ("a.csv", to_csv([7, *ROW], [7, *ROW[:9]]), "row 2 has 10 cells of 17"),
+    "CSV, a label that is missing": ("a.csv", to_csv([7, *ROW], ["", *ROW]), "row 2 has 17 cells of 17, or no label"),
+    "CSV, a pixel that is missing": ("a.csv", to_csv([7, *ROW], [7, "", *ROW[1:]]), "could not convert"),
+    "CSV, a quotation mark": ("a.csv", to_csv([7, *ROW], ['"7', *ROW], ["8", *ROW]), "row 2 has 1 cells"),
+    "CSV, names are numbers": ("a.csv", to_csv([*range(17)], [7, *ROW]), "columns are called 0, 1, 2"),
+    "CSV, a number of the row": ("a.csv", to_csv(["", "label", *PIXELS], [0, 7, *ROW]), "shape is (1, 17)"),
+    "CSV, empty": ("a.csv", b"", "0 lines"),
+    "CSV, no encoding": ("a.csv", to_csv([7, *ROW]) + b"\n\x81", "charmap"),
+    "CSV, a list of files": ("a.csv", b"file,label\na.png,3\nb.png,4\n", "could not convert"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name, content, words", BAD.values(), ids=BAD)
 def test_a_damaged_file_is_refused(tmp_path, name, content, words):
     files = IDX if name in STEMS else {}
-    line = refuse(load, write(tmp_path, **files | {name: content}) / (name if name == "a.npz" else ""))
+    line = refuse(load, write(tmp_path, **files | {name: content}) / (name if name[:2] == "a." else ""))
     assert words in line and str(tmp_path) in line
 
 

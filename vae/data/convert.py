@@ -74,9 +74,6 @@ def _fingerprint(parts: list[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-# Pixels
-
-
 def _find_range(images: np.ndarray) -> tuple[float, float]:
     ranges = np.array([(images[piece].min(), images[piece].max()) for piece in _cut(images)], float)
     return float(ranges[:, 0].min()), float(ranges[:, 1].max())
@@ -87,10 +84,9 @@ def _is_whole(array: np.ndarray) -> bool:
 
 
 def _find_white(draft: Draft, images: dict[str, np.ndarray]) -> tuple[int, bool]:
-    """The number that is white in all images of a set (1, 255, or more), and whether no pixel is beyond it.
+    """The number that is white in all images of a set, 1, 255, or more, and whether no pixel is beyond it.
 
-    Whole numbers above 255 are divided by one factor, which is stored for all images that the run is shown: by 65,535
-    where they reach its upper half, otherwise by the brightest pixel. UserError where the range has no meaning.
+    Above 255 it is 65,535 where whole numbers reach its upper half, else the brightest of them, and is stored.
     """
     ranges = {role: _find_range(array) for role, array in images.items()}
     brightest = max(high for _, high in ranges.values())
@@ -112,8 +108,9 @@ def _find_white(draft: Draft, images: dict[str, np.ndarray]) -> tuple[int, bool]
 
 def _choose_ground(draft: Draft, images: dict[str, np.ndarray], white: int) -> int:
     """What transparent images are laid on: 0 (black) where their ink is light, 1 (white) where it is dark."""
-    for transparent in [array for array in images.values() if array.shape[3:] == (4,)][:1]:
-        sample = transparent[:: len(transparent) // 1000 + 1] / white
+    transparent = [array for array in images.values() if array.shape[3:] == (4,)]
+    if transparent:
+        sample = transparent[0][:: len(transparent[0]) // 1000 + 1] / white
         ink = (sample[..., :3] @ LUMINANCE * sample[..., 3]).sum()
         ground = draft.reading.setdefault("ground", "black" if ink > sample[..., 3].sum() / 2 else "white")
         draft.notes.append(f"transparent images are laid on {ground}")
@@ -137,14 +134,9 @@ def _to_grey(images: np.ndarray, white: int, ground: int, is_exact: bool) -> np.
 
 def _warn_of_darkness(draft: Draft, role: str, images: np.ndarray) -> None:
     white, (low, high) = 255 if images.dtype == np.uint8 else 1, _find_range(images)
-    if low == high:
-        draft.warnings.append(f"{role}: every pixel is {high:g}: the images show nothing")
-    elif high < DIM * white:
-        what = f"pixels go from {low:g} to {high:g}, where {white} is white: the images are almost black"
-        draft.warnings.append(f"{role}: {what}; if {high:g} is meant to be white, multiply them by {white / high:g}")
-
-
-# Sizes
+    if low == high or high < DIM * white:
+        what = "show nothing" if low == high else "are almost black"
+        draft.warnings.append(f"{role}: pixels go from {low:g} to {high:g}, where {white} is white: the images {what}")
 
 
 def nearest_size(height: float, width: float) -> tuple[int, int]:
@@ -165,9 +157,6 @@ def _scale(draft: Draft, role: str, images: np.ndarray, size: tuple[int, int]) -
     for index, image in enumerate(images):
         scaled[index] = Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.BILINEAR)
     return scaled
-
-
-# Labels
 
 
 def _to_labels(draft: Draft, role: str) -> np.ndarray:

@@ -86,16 +86,10 @@ class Draft:
         none = next(array for role, array in self.arrays.items() if role.endswith("images"))[:0]
         arrays = {"train_images": none, "test_images": none}
         arrays |= dict.fromkeys(("train_labels", "validation_images", "test_labels"))
-        return Dataset(
-            name=name,
-            **(arrays | {role.replace(" ", "_"): array for role, array in self.arrays.items()}),
-            sha256=self.sha256,
-            source=source,
-            warning="\n".join(self.warnings) or None,
-            notes=tuple(f"{source}: {note}" for note in self.notes),
-            label_names=self.label_names,
-            reading=self.reading,
-        )
+        arrays |= {role.replace(" ", "_"): array for role, array in self.arrays.items()}
+        told = {"warning": "\n".join(self.warnings) or None, "notes": tuple(f"{source}: {note}" for note in self.notes)}
+        stored = {"sha256": self.sha256, "label_names": self.label_names, "reading": self.reading}
+        return Dataset(name=name, source=source, **arrays, **told, **stored)
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
@@ -117,9 +111,7 @@ def hold_out(dataset: Dataset, share: float, seed: int, part: str = "validation"
         raise UserError(f"{dataset.source}: {what}: none is left; add images, or change --validation-split")
     order = np.random.default_rng(seed).permutation(len(images))
     rest, out = np.sort(order[held:]), np.sort(order[:held])
-    moved = {"validation_images": _take(images, out)}
-    if part == "test":
-        moved = {"test_images": _take(images, out), "test_labels": _take(labels, out)}
+    moved = {f"{part}_images": _take(images, out)} | ({"test_labels": _take(labels, out)} if part == "test" else {})
     moved |= {"train_images": _take(images, rest), "train_labels": _take(labels, rest)}
     return replace(dataset, **moved, notes=(*dataset.notes, f"{dataset.source}: {what}"))
 

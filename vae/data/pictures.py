@@ -56,8 +56,8 @@ def _find_files(draft: Draft, folder: Path) -> list[tuple[str | None, str | None
     folders, files = _list(folder)
     parts = {PARTS[place.name.lower()]: place for place in folders if place.name.lower() in PARTS}
     if parts.keys() & {"train", "test"}:
-        rest = [place.name for place in (*folders, *files) if place not in parts.values()]
-        draft.notes += [f"not read: {', '.join(rest)[:200]}"] if rest else []
+        if rest := [place.name for place in (*folders, *files) if place not in parts.values()]:
+            draft.notes.append(f"not read: {', '.join(rest)[:200]}")
     else:
         parts = {"train": folder}
     found = []

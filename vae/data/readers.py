@@ -20,24 +20,15 @@ from vae.files import LARGEST
 from vae.terminal import UserError
 
 ROLES = ("train images", "train labels", "test images", "test labels", "validation images")
-MNIST = {
-    "train-images-idx3-ubyte": "train images",
-    "train-labels-idx1-ubyte": "train labels",
-    "t10k-images-idx3-ubyte": "test images",
-    "t10k-labels-idx1-ubyte": "test labels",
-}
+MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+KAGGLE = tuple(name.replace("-idx", ".idx") for name in MNIST)
 NAMES = {  # of arrays, and their roles; of two with one role, the first is read
     **dict(zip(("x_train", "y_train", "x_test", "y_test", "x_val"), ROLES, strict=True)),
     **dict(zip(("train_images", "train_labels", "test_images", "test_labels", "val_images"), ROLES, strict=True)),
     **dict(zip(("images", "labels"), ROLES, strict=False)),
 }
 FORMS = (  # of a folder: the names of its files, and their roles; the first form that a folder has is read
-    {
-        name.replace("-idx", idx) + gz: role
-        for idx in ("-idx", ".idx")
-        for gz in ("", ".gz")
-        for name, role in MNIST.items()
-    },
+    {name + gz: role for gz in ("", ".gz") for name, role in zip(MNIST + KAGGLE, ROLES[:4] * 2, strict=True)},
     {f"{name}.npy": role for name, role in NAMES.items()},
     {"train.csv": "train images", "test.csv": "test images"},
 )
