@@ -406,16 +406,14 @@ const stepOf = (reading, rows) => (reading.rows[rows] ??= readRows(reading.image
 function makeStates({ name, shape, inputs, line }) {
   const columns = facts.encoder.layers.find((layer) => layer.name === inputs[0]).type === "Permute";
   const steps = columns ? width : height, units = shape.at(-1), canvas = make("canvas", { role: "img" });
-  const title = `${name}: its ${units} numbers after each ${columns ? "column" : "row"}${inSource(line)}`;
+  const title = `${name}: its ${units} numbers after each ${columns ? "column" : "row"}`;
   const strip = make("div", { className: "strip" }, canvas, make("div", { className: "veil" }));
   strip.style = `--steps: ${steps}; height: ${Math.min(200, Math.max(60, 2 * units))}px`;
   canvas.setAttribute("aria-label", title);
-  $("states").append(make("div", { className: "figure" }, make("h3", {}, title), strip));
+  $("states").append(make("div", { className: "figure" }, make("h3", {}, title), strip, make("code", {}, line ?? "")));
   return (states) => paint(canvas, range(units * steps).map((i) => states[(i % steps) * units + Math.floor(i / steps)]),
     steps, signed(largest(states)));
 }
-
-const inSource = (line) => (line ? ` (${line})` : "");
 
 // Draw the shares of the likeliest labels, from those of all labels after each row. Returns these labels.
 function showCurves(curves) {
@@ -462,7 +460,7 @@ function startStages() {
     const { name, type, shape, activation, line } = layer, about = $("about").content;
     const textOf = (key) => about.getElementById(key)?.textContent ?? "";
     const sentence = `${textOf(name) || textOf(type)} ${textOf(activation)}`;
-    say({ "stage-name": name, "stage-about": sentence, "stage-shape": shape.join(" × ") + inSource(line) });
+    say({ "stage-name": name, "stage-about": sentence, "stage-shape": shape.join(" × "), "stage-line": line ?? "" });
     paintStage($("stage"), layer);
   };
   $("stages").append(...buttons);

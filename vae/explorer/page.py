@@ -147,7 +147,7 @@ def _read_weights(layer) -> dict[str, np.ndarray]:
 
 
 def _find_line(function: Callable, layer: str, half: str) -> str | None:
-    """Return where a function, or one that it calls, makes a layer: "model.py, line 58"; None where it does not.
+    """Return where a function, or one that it calls, makes a layer: "model.py, line 58: h = ..."; else None.
 
     Both halves of a network may have a layer of this name. The encoder's is made first.
     """
@@ -158,7 +158,8 @@ def _find_line(function: Callable, layer: str, half: str) -> str | None:
     found = [first + i for i, line in enumerate(lines) if any(name in line for name in names)]
     if found:
         path = Path(inspect.getsourcefile(function)).relative_to(PROJECT).as_posix()
-        return f"{path}, line {found[0 if half == 'encoder' else -1]}"
+        number = found[0 if half == "encoder" else -1]
+        return f"{path}, line {number}: {lines[number - first].strip()}"
     for name in re.findall(r"(?<!def )\b(\w+)\(", "".join(lines)):
         called = getattr(model, name, None) or getattr(networks, name, None)
         if inspect.isfunction(called) and (place := _find_line(called, layer, half)):
