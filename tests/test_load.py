@@ -82,7 +82,7 @@ def test_a_test_set_is_held_out_by_the_seed_where_there_is_none(tmp_path):
     np.testing.assert_array_equal(dataset.test_labels, again.test_labels)
     assert dataset.test_labels.tolist() != other.test_labels.tolist() and dataset.sha256 == other.sha256
     assert any(note.endswith("5 of 50 training images are held out as test images") for note in dataset.notes)
-    assert "none is left" in refuse(load, write_npz(tmp_path / "one.npz", x_train=X[:1]))
+    assert "a data set needs two" in refuse(load, write_npz(tmp_path / "one.npz", x_train=X[:1]))
 
 
 def test_the_fingerprint_depends_on_the_images_alone(tmp_path):

@@ -33,13 +33,13 @@ def test_a_stray_array_beside_classes_is_no_class(tmp_path):
     strays = {name: b"anything" for name in ("embeddings.npy", "labels.npy", "features.npz", "list.csv")}
     dataset = load(write(tmp_path, **spread("{1}/{0}.png"), **strays))
     assert dataset.label_names == ("cat", "dog") and pixels_of(dataset) == ALL
-    assert dataset.notes[0].endswith("skipped: 4 (the first: 'embeddings.npy')")
+    assert dataset.notes[0].endswith("(the first: 'embeddings.npy')") and "skipped: 4" in dataset.notes[0]
 
 
 def test_a_thousand_other_files_before_the_pictures(tmp_path):
     dataset = load(write(tmp_path, **{f"a{number}.xml": b"" for number in range(1001)}, **spread("z{0}.png")))
     assert pixels_of(dataset) == ALL and dataset.train_labels is None
-    assert dataset.notes[0].endswith("skipped: 1,001 (the first: 'a0.xml')")
+    assert dataset.notes[0].endswith("(the first: 'a0.xml')") and "skipped: 1,001" in dataset.notes[0]
 
 
 # Parts and classes
@@ -87,13 +87,14 @@ def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path):
     )
     dataset = load(tmp_path)
     assert pixels_of(dataset) == ALL and dataset.label_names == ("cat", "dog")
-    assert dataset.notes[0].endswith("skipped: 5 (the first: 'a.eps')")
+    assert dataset.notes[0].endswith("(the first: 'a.eps')") and "skipped: 5" in dataset.notes[0]
 
 
 OTHERS = {
     "seen: 2 .arrow, 1 .json": {"a-0.arrow": b"x", "a-1.arrow": b"x", "info.json": b"{}"},
     "seen: 2 .amat": {"rectangles_train.amat": b"0 1", "rectangles_test.amat": b"0 1"},
     "seen: 1 README, 1 .txt": {"cat/notes.txt": b"", "cat/README": b""},
+    "2 files that are no pictures, are damaged, or lie beside the classes' folders": {"0.png": X[0], "docs/a.txt": b""},
     "seen: nothing": {},
 }
 
@@ -168,7 +169,10 @@ def test_transparent_pictures_are_laid_on_what_leaves_something_to_see(tmp_path,
 def test_opaque_pictures_beside_transparent_ones_and_palettes(tmp_path):
     glyph = np.stack([np.full_like(INK[0], 255)] * 3 + [INK[0]], -1)
     opaque = np.stack([X[1]] * 3 + [np.full_like(X[1], 255)], -1)
-    write(tmp_path, **{"0.png": glyph, "1.png": X[2], "2.png": opaque})
-    Image.fromarray(INK[3]).convert("P").save(tmp_path / "3.gif", transparency=0)
-    assert pixels_of(load(tmp_path)) == {image.tobytes() for image in (INK[0], X[2], X[1], INK[3])}
+    write(tmp_path, **{"train/0.png": glyph, "train/1.png": X[2], "train/2.png": opaque})
+    write(tmp_path, **{f"test/{number}.png": X[3] // 8 for number in range(4)})  # dark and opaque
+    Image.fromarray(INK[3]).convert("P").save(tmp_path / "train" / "3.gif", transparency=0)
+    dataset = load(tmp_path)
+    assert pixels_of(dataset) == {image.tobytes() for image in (INK[0], X[2], X[1], INK[3], X[3] // 8)}
+    assert dataset.reading == {"ground": "black"}
     assert load(write(tmp_path / "opaque", **{"0.png": opaque, "1.png": opaque})).reading == {}

@@ -108,11 +108,15 @@ def _find_white(draft: Draft, images: dict[str, np.ndarray]) -> tuple[int, bool]
 
 def _choose_ground(draft: Draft, images: dict[str, np.ndarray], white: int) -> int:
     """What transparent images are laid on: 0 (black) where their ink is light, 1 (white) where it is dark."""
-    transparent = [array for array in images.values() if array.shape[3:] == (4,)]
-    if transparent:
-        sample = transparent[0][:: len(transparent[0]) // 1000 + 1] / white
-        ink = (sample[..., :3] @ LUMINANCE * sample[..., 3]).sum()
-        ground = draft.reading.setdefault("ground", "black" if ink > sample[..., 3].sum() / 2 else "white")
+    ink = opaque = 0.0
+    for array in [array for array in images.values() if array.shape[3:] == (4,)]:
+        for piece in _cut(array):
+            pixels = array[piece] / white
+            pixels = pixels[pixels[..., 3].min(axis=(1, 2)) < 1]  # opaque images do not matter
+            ink += (pixels[..., :3] @ LUMINANCE * pixels[..., 3]).sum()
+            opaque += pixels[..., 3].sum()
+    if opaque:
+        ground = draft.reading.setdefault("ground", "black" if ink > opaque / 2 else "white")
         draft.notes.append(f"transparent images are laid on {ground}")
     return int(draft.reading.get("ground") == "white")
 

@@ -108,7 +108,8 @@ def hold_out(dataset: Dataset, share: float, seed: int, part: str = "validation"
     held = max(1, round(share * len(images)))
     what = f"{held:,} of {len(images):,} training images are held out as {part} images"
     if held >= len(images):
-        raise UserError(f"{dataset.source}: {what}: none is left; add images, or change --validation-split")
+        remedy = "lower --validation-split" if part == "validation" else "a data set needs two"
+        raise UserError(f"{dataset.source}: {what}, and none is left to train on; {remedy}")
     order = np.random.default_rng(seed).permutation(len(images))
     rest, out = np.sort(order[held:]), np.sort(order[:held])
     moved = {f"{part}_images": _take(images, out)} | ({"test_labels": _take(labels, out)} if part == "test" else {})

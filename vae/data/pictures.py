@@ -33,8 +33,10 @@ def read(draft: Draft, path: Path) -> None:
             else:
                 sizes.append((picture.height, picture.width))
                 found.setdefault(part, []).append((_scale(picture, nearest_size(*sizes[-1])), label))
+    what = "files that are no pictures, are damaged, or lie beside the classes' folders"
     if not found:
-        raise UserError(f"there are no pictures, and no arrays under known names; {explain(path)}")
+        seen = explain(path) if path.is_dir() else "get a sound copy of it"
+        raise UserError(f"there are no pictures, nor arrays under known names, but {len(skipped):,} {what}; {seen}")
     size = nearest_size(*np.median(sizes, axis=0))
     modes = {picture.mode for pairs in found.values() for picture, _ in pairs}
     if "I" in modes and len(modes) > 1:
@@ -47,8 +49,7 @@ def read(draft: Draft, path: Path) -> None:
     if set(sizes) != {size}:
         draft.notes.append("pictures are scaled to {} x {} pixels".format(*size))
     if skipped:
-        what = "files that are no pictures, are damaged, or lie beside the classes' folders are skipped"
-        draft.notes.append(f"{what}: {len(skipped):,} (the first: {skipped[0]!r})")
+        draft.notes.append(f"skipped: {len(skipped):,} {what} (the first: {skipped[0]!r})")
 
 
 def _find_files(draft: Draft, folder: Path) -> list[tuple[str | None, str | None, Path]]:
