@@ -65,7 +65,7 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
 def test_what_is_no_data_set_is_refused_with_what_to_do(tmp_path):
     files = {"seven.png": X[0], "a.mat": b"", "sets/a/train.csv": b"", "sets/b/raw/t10k-images-idx3-ubyte.gz": b""}
     write(tmp_path, **files)
-    cases = {"https://host/mnist.npz": "download it first", "nowhere": "no such file", "a\0b": "no such file"}
+    cases = {"https://host/a.npz": "download it first", "nowhere": "no such file", "a\0b": "no such file"}
     cases |= {tmp_path / "seven.png": "give their folder", tmp_path / "a.mat": "is no folder, .npz or .csv"}
     for path, words in (cases | {tmp_path / "sets": str(tmp_path / "sets" / "b" / "raw")}).items():
         line = refuse(load, path)

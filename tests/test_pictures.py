@@ -69,10 +69,14 @@ def test_a_part_of_another_name_is_no_class(tmp_path, name):
 
 
 def test_a_class_has_no_folders_and_what_is_inside_is_named(tmp_path):
-    write(tmp_path, **spread("sets/mine/train/{1}/{0}.png"), **{"sets/other/images.npy": b"", "sets/a.npz": b""})
+    write(
+        tmp_path,
+        **spread("sets/mine/train/{1}/{0}.png"),
+        **{"sets/other/images.npy": b"", "sets/a.npz": b"", "sets/z/cat/0.png": X[0]},
+    )
     line = refuse(load, tmp_path)
     assert "sets holds a folder (mine), as no class does" in line and "docs/data.md" in line
-    assert all(str(tmp_path / "sets" / name) in line for name in ("mine", "other", "a.npz"))
+    assert all(str(tmp_path / "sets" / name) in line for name in ("mine", "other", "a.npz", "z"))
     assert pixels_of(load(tmp_path / "sets" / "mine")) == ALL
 
 

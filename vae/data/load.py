@@ -10,7 +10,6 @@ from vae.data.dataset import Dataset, Draft, hold_out
 from vae.terminal import UserError
 
 TEST_SHARE = 0.1  # of the images, where there are no test images
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm")  # of files
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,10 @@ def _read_own(draft: Draft, data: str) -> tuple[str, str]:
     """Read the user's own images; return a name for them that is fit for a folder, and their source in words."""
     path = Path(data).expanduser()
     if not os.path.exists(path):
-        raise UserError("there is no such file or folder" + ("; download it first" if "://" in data else ""))
-    is_picture = path.suffix.lower() in PICTURES and draft.run_names is not None
+        raise UserError(
+            "there is no such file or folder" + ("; download it first" if re.search(r"\w\w:/", data) else "")
+        )
+    is_picture = path.suffix.lower() in readers.PICTURES and draft.run_names is not None
     if path.is_file() and not is_picture and path.suffix.lower() not in (".npz", ".csv"):
         raise UserError("it is no folder, .npz or .csv; if it is one of several files or pictures, give their folder")
     try:

@@ -33,6 +33,7 @@ FORMS = (  # of a folder: the names of its files, and their roles; the first for
     {"train.csv": "train images", "test.csv": "test images"},
 )
 IMAGE_FILES = frozenset(name for form in FORMS for name, role in form.items() if role.endswith("images"))
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm")
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -137,8 +138,11 @@ READERS = {".npz": _read_npz, ".npy": _map_npy, ".csv": _read_csv}  # others are
 def explain(folder: Path) -> str:
     """What was seen in a folder that no rule fits: the sets inside it, or its files."""
     inside, marks = sorted(folder.rglob("*")), IMAGE_FILES | {"train", "test"}
-    sets = {file.parent for file in inside if file.name.lower() in marks} - {folder}
+    sets = {file.parent for file in inside if file.name.lower() in marks}
     sets |= {file for file in inside if file.suffix.lower() in (".npz", ".csv")}
+    classes = {file.parent for file in inside if file.suffix.lower() in PICTURES}
+    sets |= {place.parent for place in classes if place.parent.name.lower() not in marks}
+    sets -= {folder, folder.parent}
     seen = Counter(file.suffix or file.name for file in inside if file.is_file()).most_common(4)
     if sets:
         return f"name a set inside, of {len(sets):,}: {', '.join(sorted(map(str, sets))[:6])}"
