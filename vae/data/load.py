@@ -74,21 +74,24 @@ def _load(source: Source, run_names: list[str] | None = None) -> Dataset:
 
 def _read_own(draft: Draft, data: str) -> tuple[str, str]:
     """Read the user's own images; return a name for them that is fit for a folder, and their source in words."""
+    from vae.data import pictures
+
     path = Path(data).expanduser()
     if not os.path.exists(path):
-        raise UserError(
-            "there is no such file or folder" + ("; download it first" if re.search(r"\w\w:/", data) else "")
-        )
-    is_picture = path.suffix.lower() in readers.PICTURES and draft.run_names is not None
-    if path.is_file() and not is_picture and path.suffix.lower() not in (".npz", ".csv"):
-        raise UserError("it is no folder, .npz or .csv; if it is one of several files or pictures, give their folder")
+        what = "there is no such file or folder"
+        raise UserError(f"{what}; download it first" if re.search(r"\w\w:/", data) else what)
+    ending = path.suffix.lower()
     try:
-        if is_picture if path.is_file() else readers.IMAGE_FILES.isdisjoint(map(str.lower, os.listdir(path))):
-            from vae.data import pictures
-
-            pictures.read(draft, path)
+        if path.is_dir():
+            has_pictures = readers.IMAGE_FILES.isdisjoint(map(str.lower, os.listdir(path)))
+        elif ending in (".npz", ".csv"):
+            has_pictures = False
+        elif ending in readers.PICTURES and draft.run_names is not None:
+            has_pictures = True
         else:
-            readers.read(draft, path)
+            what = "it is no folder, .npz or .csv"
+            raise UserError(f"{what}; if it is one of several files or pictures, give their folder")
+        (pictures.read if has_pictures else readers.read)(draft, path)
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror or error}); check its permissions") from error
     stem = path.stem if path.is_file() else path.resolve().name
