@@ -168,6 +168,8 @@ def test_walks_go_from_one_image_to_the_next(run_copy, here, decoded):
     pairs = draw("--reconstruct", "--data", "own.npz", "--seed", "1").reshape(4, 2, 28, 28)
     mean, _ = Run.find(None).load_encoder().predict(pairs[:, 0], verbose=0)
     np.testing.assert_allclose(rows[:, 0], mean[:3], atol=1e-5)
+    generator.main(["--interpolate", "--data", "own.npz", "--count", "3", "--output", "walk.gif"])
+    assert len(decoded[-1]) == 3 * 2 * generator.FRAMES  # three walks, there and back
     write_own(1)
     assert "a walk needs two images" in refuse(generator.main, ["--interpolate", "--data", "own.npz"])
 
