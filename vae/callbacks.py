@@ -121,15 +121,12 @@ class LogAndSave(keras.callbacks.Callback):
     def _draw_frame(self) -> np.ndarray | None:
         """Draw a frame of training.gif: always the same 25 draws, and reconstructions of the same images.
 
-        A draw has the same noise in the same Gaussian after every epoch. On several devices there is no frame.
+        On several devices there is no frame.
         """
         if parallel.is_together():
             return None
+        z = _read_prior(self.model).draw(np.random.default_rng(self._run.settings.seed), DRAWS)
         rng = np.random.default_rng(self._run.settings.seed)
-        prior = _read_prior(self.model)
-        component = rng.integers(len(prior.weights), size=DRAWS)
-        noise = rng.standard_normal((DRAWS, prior.means.shape[1]), np.float32)
-        z = prior.means[component] + np.einsum("nij,nj->ni", prior.factors[component], noise)
         codes = sampling.draw_codes(*self.model.encoder.predict_on_batch(self._shown), rng)
         draws, reconstructions = (self.model.decoder.predict_on_batch(vectors) for vectors in (z, codes))
         return plots.training_frame(draws, self._shown, reconstructions)
