@@ -25,8 +25,8 @@ def make_arrays(train: int = 6, test: int = 3) -> dict[str, np.ndarray]:
 
 
 def to_idx(array: np.ndarray) -> bytes:
-    """An IDX file of bytes, int32 or float32 (big-endian)."""
-    kind = {"|u1": 8, ">i4": 12, ">f4": 13}[array.dtype.str]
+    """An IDX file of bytes, int16, int32 or float32 (big-endian)."""
+    kind = {"|u1": 8, ">i2": 11, ">i4": 12, ">f4": 13}[array.dtype.str]
     return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 

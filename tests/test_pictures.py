@@ -87,11 +87,11 @@ def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path):
     write(tmp_path, **{"cat/cut.png": content[:-300], "cat/notes.txt": b"no", "cat/bomb.png": bomb, "top.png": X[0]})
     write(
         tmp_path,
-        **{"cat/._0.png": b"hidden, by macOS", ".git/x.png": X[0], "__MACOSX/x.png": X[0], "cat/a.eps": b"%!PS"},
+        **{"cat/._0.png": b"hidden, by macOS", ".git/x.png": X[0], "__MACOSX/x.png": X[0], "cat/a.tga": X[0]},
     )
     dataset = load(tmp_path)
     assert pixels_of(dataset) == ALL and dataset.label_names == ("cat", "dog")
-    assert dataset.notes[0].endswith("(the first: 'a.eps')") and "skipped: 5" in dataset.notes[0]
+    assert dataset.notes[0].endswith("(the first: 'a.tga')") and "skipped: 5" in dataset.notes[0]
 
 
 OTHERS = {

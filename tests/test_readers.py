@@ -103,9 +103,10 @@ def test_idx_to_the_bit(tmp_path):
     dataset = load(write(tmp_path, **{STEMS[0]: header + image, STEMS[2]: header + image[::-1]}))
     assert dataset.train_images.tobytes() == image and dataset.test_images.tobytes() == image[::-1]
     assert dataset.train_images[0, 1, 0] == 28  # the second row begins with the 29th pixel
-    floats = (X / 255).astype(">f4")
-    dataset = load(write(tmp_path, **{STEMS[0]: to_idx(floats), STEMS[2]: to_idx(floats)}))
-    np.testing.assert_array_equal(dataset.train_images, floats)
+    floats, shorts = (X / 255).astype(">f4"), (X.astype(int) * 16).astype(">i2")
+    for numbers, wanted in ((floats, floats), (shorts, X)):
+        dataset = load(write(tmp_path, **{STEMS[0]: to_idx(numbers), STEMS[2]: to_idx(numbers)}))
+        np.testing.assert_array_equal(dataset.train_images, wanted)
 
 
 # CSV: no row is lost, and no label changed
@@ -126,7 +127,7 @@ def test_labels_are_read_as_they_are_wherever_they_are(tmp_path, encoding, label
     rows = [["label", *PIXELS], *([label, *X[number % 6, :4, :4].ravel()] for number, label in enumerate(labels))]
     content = to_csv(*(row[1 : place + 1] + row[:1] + row[place + 1 :] for row in rows)).decode()
     images = write_npz(tmp_path / "b.npz", x_train=np.resize(X, (len(labels), 28, 28))[:, :4, :4])
-    for text in (content, content.replace("\n", "\r\n\r\n"), content + "\n\n"):
+    for text in (content, content.replace("\n", "\r\n\r\n"), content.replace("\n", "\r"), content + "\n\n"):
         (tmp_path / "a.csv").write_bytes(text.encode(encoding))
         assert labels_of(tmp_path / "a.csv") == sorted(label.strip('"') for label in labels)
         assert load(tmp_path / "a.csv").sha256 == load(images).sha256
@@ -180,6 +181,7 @@ BAD = {
     "CSV, a label that is missing": ("a.csv", to_csv([7, *ROW], ["", *ROW]), "row 2 has 17 cells of 17, or no label"),
     "CSV, a pixel that is missing": ("a.csv", to_csv([7, *ROW], [7, "", *ROW[1:]]), "could not convert"),
     "CSV, a quotation mark": ("a.csv", to_csv([7, *ROW], ['"7', *ROW], ["8", *ROW]), "row 2 has 1 cells"),
+    "CSV, a label of two lines": ("a.csv", to_csv([7, *ROW], ['"7\n8"', *ROW]), "3 lines of images, but 2 rows"),
     "CSV, names are numbers": ("a.csv", to_csv([*range(17)], [7, *ROW]), "columns are called 0, 1, 2"),
     "CSV, a number of the row": ("a.csv", to_csv(["", "label", *PIXELS], [0, 7, *ROW]), "shape is (1, 17)"),
     "CSV, empty": ("a.csv", b"", "0 lines"),
