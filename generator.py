@@ -235,7 +235,10 @@ def write(images: np.ndarray, columns: int, options: Namespace) -> None:
         files.write_arrays(options.arrays, {"images": images})
         print(f"-> Images are saved as arrays in {options.arrays}")
     if options.in_folder:
-        place.mkdir(exist_ok=True)
+        try:
+            place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {place} cannot be made ({error.strerror}); choose another place") from error
         for number, image in enumerate(images):
             plots.write_picture(np.rint(image * 255).astype(np.uint8), place / f"{number:04}.png")
     elif options.moves:

@@ -42,8 +42,6 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{os.getpid()}-{path.name}"
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
         os.replace(temporary, path)
     except OSError as error:
         remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the folder"
@@ -63,6 +61,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an .npz of plain arrays, by name."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
 
 
 @contextmanager
