@@ -26,11 +26,13 @@ def convert(draft: Draft, size: tuple[int, int] | None, transpose: bool) -> None
     if alone := [role for role in draft.arrays if role.replace("labels", "images") not in draft.arrays]:
         raise UserError(f"there are {alone[0]}, but no images to them")
     images = {role: _arrange(draft, role) for role in draft.arrays if role.endswith("images")}
-    white, is_exact = _find_white(draft, images)
+    ranges = {role: _find_range(array) for role, array in images.items()}
+    white = _find_white(draft, images, ranges)
     ground = _choose_ground(draft, images, white)
     for role, array in images.items():
-        grey = _to_grey(array, white, ground, is_exact)
-        _warn_of_darkness(draft, role, grey)
+        low, high = ranges[role]
+        grey = _to_grey(array, white, ground, is_exact=low >= 0 and high <= white)
+        _warn_of_darkness(draft, role, grey.dtype, ranges[role] if grey is array else _find_range(grey))
         grey = grey.swapaxes(1, 2) if transpose else grey
         size = size or nearest_size(*grey.shape[1:])
         draft.arrays[role] = _scale(draft, role, grey, size)
@@ -83,12 +85,11 @@ def _is_whole(array: np.ndarray) -> bool:
     return array.dtype.kind in "iu" or all((array[piece] == np.rint(array[piece])).all() for piece in _cut(array))
 
 
-def _find_white(draft: Draft, images: dict[str, np.ndarray]) -> tuple[int, bool]:
-    """The number that is white in all images of a set, 1, 255, or more, and whether no pixel is beyond it.
+def _find_white(draft: Draft, images: dict[str, np.ndarray], ranges: dict[str, tuple[float, float]]) -> int:
+    """The number that is white in all images of a set: 1, 255, or more.
 
     Above 255 it is 65,535 where whole numbers reach its upper half, else the brightest of them, and is stored.
     """
-    ranges = {role: _find_range(array) for role, array in images.items()}
     brightest = max(high for _, high in ranges.values())
     white = 1 if brightest <= ABOVE else 255
     is_plain = all(array.dtype.kind == "f" if white == 1 else array.dtype == np.uint8 for array in images.values())
@@ -103,7 +104,7 @@ def _find_white(draft: Draft, images: dict[str, np.ndarray]) -> tuple[int, bool]
     if not is_plain:
         cut_off = "; what is brighter is cut off" if brightest > white else ""
         draft.notes.append(f"pixels up to {brightest:,g} are read with {white:,} as white{cut_off}")
-    return white, brightest <= white and all(low >= 0 for low, _ in ranges.values())
+    return white
 
 
 def _choose_ground(draft: Draft, images: dict[str, np.ndarray], white: int) -> int:
@@ -136,8 +137,8 @@ def _to_grey(images: np.ndarray, white: int, ground: int, is_exact: bool) -> np.
     return grey
 
 
-def _warn_of_darkness(draft: Draft, role: str, images: np.ndarray) -> None:
-    white, (low, high) = 255 if images.dtype == np.uint8 else 1, _find_range(images)
+def _warn_of_darkness(draft: Draft, role: str, dtype: np.dtype, limits: tuple[float, float]) -> None:
+    white, (low, high) = 255 if dtype == np.uint8 else 1, limits
     if low == high or high < DIM * white:
         what = "show nothing" if low == high else "are almost black"
         draft.warnings.append(f"{role}: pixels go from {low:g} to {high:g}, where {white} is white: the images {what}")
