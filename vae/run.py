@@ -114,10 +114,10 @@ class Run:
     def load_data(self) -> Dataset:
         """Load the images to train on; for a run that is resumed, they must be the same as before."""
         settings = self.settings
-        if settings.data:
-            settings.data = os.path.abspath(as_path(settings.data))  # the run may be restored from other folders
         source = load.Source(settings.dataset, settings.data, settings.transpose, settings.image_size, settings.seed)
         dataset = load.load(source) if self.config is None else self._load_same(source)
+        if settings.data:
+            settings.data = os.path.abspath(as_path(settings.data))  # the run may be restored from other folders
         dataset = hold_out(dataset, settings.validation_split, settings.seed)
         count = len(dataset.train_images)
         if self.config is None:
