@@ -12,7 +12,7 @@ from vae import files
 from vae.networks import NETWORKS
 
 PUBLISHED = {  # epochs, batch size, learning rate, hidden and latent dimensions, validation split; parameters
-    "standard": (30, 200, 8e-3, 64, 24, 0, 507_748),
+    "standard": (34, 200, 8e-3, 64, 24, 0, 507_748),
     "readout": (50, 100, 1e-3, 64, 64, 0, 19_977_214),
     "softplus": (50, 100, 4e-3, 28, 2, 0, 187_341),
     "dense": (30, 256, 6e-3, 256, 16, 0.3, 505_904),

@@ -76,7 +76,7 @@ def test_values_outside_their_limits_are_refused_at_the_flag(name, capsys):
 @pytest.mark.parametrize(
     "count, given, wanted",
     [
-        (60_000, {}, (200, 30, 100)),  # MNIST
+        (60_000, {}, (200, 34, 100)),  # MNIST
         (1500, {}, (50, 50, 30)),  # digits: 1,500 steps
         (100, {}, (3, 46, 2)),
         (10, {}, (1, 150, 1)),

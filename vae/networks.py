@@ -45,7 +45,7 @@ def network(**defaults) -> Callable:
     return register
 
 
-@network(epochs=30, batch_size=200, learning_rate=8e-3, hidden_dim=64, latent_dim=24, prior="mixture")
+@network(epochs=34, batch_size=200, learning_rate=8e-3, hidden_dim=64, latent_dim=24, prior="mixture")
 def standard(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     """Two LSTMs read rows and columns; transposed convolutions draw from 7 x 7 up to 28 x 28 (model.py)."""
     import model
