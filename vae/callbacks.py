@@ -71,13 +71,6 @@ class StopAtNonFinite(keras.callbacks.Callback):
             raise UserError(f"{what} stopped being finite in epoch {done + 1}, by {where}; {saved}; try {remedy}")
 
 
-def _read_prior(vae) -> sampling.Mixture:
-    latent_dim = vae.decoder.input_shape[1]
-    if isinstance(vae.prior, NormalPrior):
-        return sampling.make_normal(latent_dim)
-    return sampling.read_mixture(vae.prior.to_arrays())
-
-
 class LogAndSave(keras.callbacks.Callback):
     """Show a progress bar on a terminal; after each epoch save the run, then print a line."""
 
@@ -125,7 +118,10 @@ class LogAndSave(keras.callbacks.Callback):
         """
         if parallel.is_together():
             return None
-        z = _read_prior(self.model).draw(np.random.default_rng(self._run.settings.seed), DRAWS)
+        layer, latent_dim = self.model.prior, self._run.settings.latent_dim
+        is_normal = isinstance(layer, NormalPrior)
+        prior = sampling.make_normal(latent_dim) if is_normal else sampling.read_mixture(layer.to_arrays())
+        z = prior.draw(np.random.default_rng(self._run.settings.seed), DRAWS)
         rng = np.random.default_rng(self._run.settings.seed)
         codes = sampling.draw_codes(*self.model.encoder.predict_on_batch(self._shown), rng)
         draws, reconstructions = (self.model.decoder.predict_on_batch(vectors) for vectors in (z, codes))

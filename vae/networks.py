@@ -26,11 +26,6 @@ class Network:
     in_shards: bool = True  # whether a batch may be computed in parts (vae/backend.py)
     images_per_call: int = 1000  # images per call of Keras; small, so that Ctrl-C is quick
 
-    @property
-    def summary(self) -> str:
-        """The first line of the builder's docstring."""
-        return self.build.__doc__.splitlines()[0]
-
 
 NETWORKS: dict[str, Network] = {}
 

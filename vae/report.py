@@ -28,7 +28,7 @@ def list_networks() -> None:
         if network.prior == "mixture":
             parts.append(MixturePrior(MOST_COMPONENTS, network.latent_dim))
         parameters = sum(part.count_params() for part in parts)
-        print(f"{name:{width}}  {parameters:>10,} parameters  {network.summary}")
+        print(f"{name:{width}}  {parameters:>10,} parameters  {network.build.__doc__.splitlines()[0]}")
         pace = f"--epochs {network.epochs} --batch-size {network.batch_size} --learning-rate {network.learning_rate:g}"
         sizes = f"--hidden-dim {network.hidden_dim} --latent-dim {network.latent_dim}"
         print(f"{'':{width}}  {pace} {sizes} --validation-split {network.validation_split:g}")
