@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,11 +33,6 @@ if "MNIST_DIR" in os.environ:
     os.environ["MNIST_DIR"] = os.path.abspath(os.environ["MNIST_DIR"])
 
 
-def pytest_configure(config):
-    # Keras turns a variable into an array as NumPy 1 had it.
-    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
-
-
 def pytest_unconfigure():
     shutil.rmtree(HOME, ignore_errors=True)
 
@@ -50,16 +45,9 @@ def root(tmp_path, monkeypatch) -> Path:
     return tmp_path / "runs"
 
 
-class EndedRun(NamedTuple):
-    """A run that has ended: its folder, and all that it printed."""
-
-    folder: Path
-    log: str
-
-
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> EndedRun:
-    """A small model of the digits, trained by a process of its own that writes to a log file. Do not change it."""
+def small_run(tmp_path_factory) -> SimpleNamespace:
+    """A small model of the digits, trained by a process of its own: its folder and log. Do not change it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"  # one for all workers
     deadline = time.monotonic() + 300
@@ -76,7 +64,7 @@ def small_run(tmp_path_factory) -> EndedRun:
         (folder / f"exit-{status}").touch()
     log = (folder / "log.txt").read_bytes().decode()
     assert (folder / "exit-0").exists(), log
-    return EndedRun(folder / "runs" / "standard-digits-001", log)
+    return SimpleNamespace(folder=folder / "runs" / "standard-digits-001", log=log)
 
 
 @pytest.fixture
@@ -123,6 +111,10 @@ def finish(script: str, *arguments, **options) -> subprocess.CompletedProcess:
     """Run a script in a process of its own, and return what it printed and its exit status."""
     command = [sys.executable, ROOT / script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock"}
 
 
 def snapshot(folder: Path) -> dict[str, tuple]:

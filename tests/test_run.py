@@ -1,4 +1,4 @@
-"""A run's folder: saved, restored and resumed; nothing is lost by a kill at any moment; never two processes at once.
+"""A run's folder: saved, found, restored and resumed; nothing is lost by a kill at any moment; never two processes.
 
 Nothing is trained here. tests/test_main.py has the same with true networks.
 """
@@ -9,19 +9,19 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, full_disk, refuse, snapshot
+from conftest import ROOT, full_disk, names_in, refuse, snapshot
 from tiny_runs import DATASET, IMAGES, build_vae, epochs_in, new, train, train_epoch, write_config
 
 from vae import files, run, runs
-from vae.data import load
 from vae.run import Run, list_variables
 from vae.runs import read_config
+from vae.settings import complete
 
 SAVED = {"training_state.npz", "config.json", "encoder.keras", "decoder.keras", "prior.npz", "history.csv"}
 
@@ -36,10 +36,9 @@ def finished(root) -> Path:
 def unfinished(root) -> Path:
     """A run of three epochs that was stopped after the second."""
     one, vae = new(name="mine", epochs=3), build_vae()
-    with pytest.raises(KeyboardInterrupt), one.begin(vae, DATASET):
+    with one.begin(vae, DATASET):
         train_epoch(one, vae)
         train_epoch(one, vae)
-        raise KeyboardInterrupt
     return one.folder
 
 
@@ -52,8 +51,7 @@ def begin(one: Run) -> None:
 
 
 def test_an_epoch_is_saved_in_all_its_files(unfinished):
-    assert {path.name for path in unfinished.iterdir()} - {".lock"} == SAVED
-    assert set(epochs_in(unfinished)) == {2}
+    assert names_in(unfinished) == SAVED and set(epochs_in(unfinished)) == {2}
     assert (unfinished / "history.csv").read_bytes() == (
         b"epoch,general_loss,reconstruction_loss,kl_loss,test_general_loss,test_reconstruction_loss,test_kl_loss,"
         b"seconds,elapsed\r\n1,3.0,2.0,1.0,3.5,2.25,1.25,0.5,1.0\r\n2,3.0,2.0,1.0,3.5,2.25,1.25,0.5,2.0\r\n"
@@ -65,28 +63,19 @@ def test_an_epoch_is_saved_in_all_its_files(unfinished):
 
 
 def test_a_finished_run_says_when_and_how_good_it_is(finished):
-    assert set(epochs_in(finished)) == {2}
     config = read_config(finished)
     assert config["test"] == {"general_loss": 3.5, "reconstruction_loss": 2.25, "kl_loss": 1.25}
     assert config["activity"] == [0.5, 0.25]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", config["finished"])  # sorted as text
-    assert abs(datetime.fromisoformat(config["finished"]) - datetime.now(UTC)) < timedelta(minutes=5)
-    assert Run.resume("", {}).is_complete
 
 
-def test_losses_on_validation_images_are_not_test_losses(root):
-    one = new(validation_split=0.2)
-    with one.begin(build_vae(), replace(DATASET, validation_images=IMAGES[:7])):
-        assert list(one.make_row([0.0] * 6, 0.0, 0.0))[4:7] == [f"val_{name}" for name in run.LOSSES]
-        assert one.config["dataset"]["validation_images"] == 7
-
-
-def test_without_a_learned_prior_there_is_no_prior_file(root):
+def test_a_run_with_validation_images_and_without_a_learned_prior(root):
     one, vae = new(prior="normal", epochs=1), build_vae(components=None)
-    with one.begin(vae, DATASET):
+    with one.begin(vae, replace(DATASET, validation_images=IMAGES[:7])):
         train_epoch(one, vae)
-    assert {path.name for path in one.folder.iterdir()} - {".lock"} == SAVED - {"prior.npz"}
-    assert Run.find(str(one.folder)).load_prior().is_normal
+    assert list(one.rows[0])[4:7] == [f"val_{name}" for name in run.LOSSES]
+    assert one.config["dataset"]["validation_images"] == 7
+    assert names_in(one.folder) == SAVED - {"prior.npz"} and Run.find(str(one.folder)).load_prior().is_normal
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(unfinished):
@@ -101,18 +90,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(unfinished):
     assert set(epochs_in(unfinished)) == {3}
 
 
-def test_half_written_files_of_a_killed_process_are_removed(unfinished):
-    for name in (".999999-decoder.keras", ".hidden", "1-x"):
-        (unfinished / name).write_bytes(b"half written")
-    begin(Run.resume("", {}))
-    assert {path.name for path in unfinished.iterdir()} - {".lock"} == SAVED | {".hidden", "1-x"}
-
-
 # Kills
 
 
-@pytest.mark.parametrize("number", range(10))
-@pytest.mark.parametrize("mode", ["new", "further"])
+@pytest.mark.parametrize("mode, number", [*(("new", n) for n in range(10)), *(("further", n) for n in (0, 1, 2, 9))])
 def test_after_a_kill_before_any_file_the_run_can_be_resumed(root, mode, number, monkeypatch):
     """The training state is written first. All else is made again from it."""
     one = new(name="mine", epochs=1) if mode == "new" else Run.resume(str(train(new(name="mine"))), {"epochs": 3})
@@ -138,14 +119,16 @@ def test_after_a_kill_before_any_file_the_run_can_be_resumed(root, mode, number,
     assert set(epochs_in(folder)) == {epochs} and read_config(folder)["finished"]
 
 
-@pytest.mark.parametrize("config", [None, "{", "[]", "{}"])
+@pytest.mark.parametrize("config", [None, "{", "{}"])
 def test_what_is_missing_or_damaged_is_made_again_from_the_training_state(unfinished, config):
-    before = snapshot(unfinished)
-    for name in SAVED - {"training_state.npz", "config.json"}:
+    for name in SAVED - {"training_state.npz"}:
         (unfinished / name).unlink()
-    (unfinished / "config.json").write_text(config) if config else (unfinished / "config.json").unlink()
+    for name in (".999999-decoder.keras", ".hidden", "1-x"):
+        (unfinished / name).write_bytes(b"half written")
+    if config is not None:
+        (unfinished / "config.json").write_text(config)
     begin(Run.resume(str(unfinished), {}))
-    assert snapshot(unfinished).keys() == before.keys() and set(epochs_in(unfinished)) == {2}
+    assert names_in(unfinished) == SAVED | {".hidden", "1-x"} and set(epochs_in(unfinished)) == {2}
 
 
 # Resume
@@ -155,7 +138,7 @@ def test_a_resumed_run_has_the_weights_the_optimizer_the_history_and_the_frames(
     one, vae = Run.resume("", {}), build_vae()
     with one.begin(vae, DATASET):
         assert {float(np.ravel(variable)[-1]) for variable in list_variables(vae)} == {2}
-        assert len(list_variables(vae)) == 4 + 2 + 3 + 2 + 2 * 9  # halves, prior, step and rate, both averages
+        assert len(list_variables(vae)) == 6 + 3 + 2 + 2 * 9  # halves, prior, step and rate, both averages
         assert [row["epoch"] for row in one.rows] == [1, 2] and one.rows[0]["test_kl_loss"] == 1.25
         assert [frame[0, 1] for frame in one.frames] == [1, 2]
     assert capsys.readouterr() == ("-> Training is resumed after epoch 2 of 3.\n", "")
@@ -169,37 +152,21 @@ def test_a_finished_run_is_trained_further(finished):
     one = Run.resume("", {"epochs": 3, "importance_samples": 5})
     assert not one.is_complete
     begin(one)
-    assert read_config(finished)["finished"] is None  # killed now, it goes on by itself
-    assert {path.name for path in finished.iterdir()} - {".lock"} == SAVED
+    assert read_config(finished)["finished"] is None and names_in(finished) == SAVED  # killed now, it goes on by itself
     train(Run.resume("", {}))
     config = read_config(finished)
     assert (config["settings"]["epochs"], config["settings"]["importance_samples"]) == (3, 5)
     assert config["finished"] > first["finished"] and set(epochs_in(finished)) == {3}
 
 
-REFUSED = [
-    {"epochs": 1},
-    {"epochs": 2, "importance_samples": 2},
-    {"epochs": 3, "beta": 2.0},
-    {"binarize": True},
-    {"seed": 0},
-    {"name": "other"},
-]
-
-
 def test_a_flag_that_contradicts_the_run_is_refused(finished):
-    before = snapshot(finished)
-    for given in REFUSED:
-        message = refuse(Run.resume, str(finished), dict(given))
+    others = {"epochs": 1}, {"epochs": 2, "importance_samples": 2}, {"epochs": 3, "beta": 2.0}, {"binarize": True}
+    for given in others:
         name, value = list(given.items())[-1]
-        assert message.startswith(f"{run.flag(name)} {value}: the run in ") and "start a new run" in message
-    assert snapshot(finished) == before
-
-
-def test_an_unfinished_run_has_its_own_number_of_epochs(unfinished):
-    for given in ({"epochs": 4}, {"epochs": 4, "importance_samples": 2}):
-        assert "the run in" in refuse(Run.resume, str(unfinished), given)
-    Run.resume(str(unfinished), {"epochs": 3, "seed": 3, "name": "mine"})  # says what the run says
+        assert refuse(Run.resume, "", given).startswith(f"{run.flag(name)} {value}: the run in ")
+    write_config(finished, finished=None)  # an unfinished run has its own number of epochs
+    assert "--epochs 4: the run in" in refuse(Run.resume, "", {"epochs": 4})
+    Run.resume("", {"epochs": 2, "seed": 3, "name": "mine"})  # says what the run says
 
 
 def test_a_damaged_state_or_another_backend_is_refused(unfinished):
@@ -251,22 +218,19 @@ def test_two_processes_do_not_train_in_one_folder_and_a_killed_one_frees_it(unfi
 # Restore
 
 
-def test_the_prior_of_a_run(finished):
+def test_the_prior_and_the_names_of_labels(finished):
     one = Run.find(str(finished))
     np.testing.assert_array_equal(one.load_prior().means, np.full((2, 2), 2))
     one.save_prior(replace(one.load_prior(), labels=np.array([3, 7]), class_shares=np.eye(2, dtype=np.float32)))
     assert one.load_prior().labels.tolist() == [3, 7]
     (finished / "prior.npz").unlink()  # it is a part of the model
     assert f"{finished / 'prior.npz'} is missing" in refuse(one.load_prior)
+    for names, wanted in ((["a", "5"], ["a", "5", "2", "-1"]), (None, ["0", "1", "2", "-1"])):
+        write_config(finished, dataset=read_config(finished)["dataset"] | {"label_names": names})
+        assert [Run.find(None).name_label(label) for label in (0, 1, 2, -1)] == wanted
 
 
-@pytest.mark.parametrize("names, wanted", [(["a", "5"], ["a", "5", "2", "-1"]), (None, ["0", "1", "2", "-1"])])
-def test_labels_have_the_names_that_the_config_has_for_them(finished, names, wanted):
-    write_config(finished, dataset=read_config(finished)["dataset"] | {"label_names": names})
-    assert [Run.find(None).name_label(label) for label in (0, 1, 2, -1)] == wanted
-
-
-def test_reconstructions_are_saved_in_the_order_of_the_images(finished, capsys):
+def test_reconstructions_are_saved_in_the_order_of_the_images(finished):
     class Mirror:
         reconstruct = staticmethod(lambda images: images)
 
@@ -275,7 +239,6 @@ def test_reconstructions_are_saved_in_the_order_of_the_images(finished, capsys):
     one.save_reconstructions(Mirror(), [(pixels[:20],), (pixels[20:],)])
     np.testing.assert_array_equal(one.load_reconstructions(), IMAGES)
     assert one.load_reconstructions().dtype == np.uint8
-    assert f"saved in {finished / 'reconstructions.npz'}\n" in capsys.readouterr().out
 
 
 # Images
@@ -283,11 +246,11 @@ def test_reconstructions_are_saved_in_the_order_of_the_images(finished, capsys):
 
 def test_the_defaults_follow_the_images_of_a_new_run_only(root):
     one = Run.new({"dataset": "digits", "validation_split": 0.2, "latent_dim": 2})
-    with one.begin(build_vae(), one.load_data()):
+    with one.begin(build_vae(), replace(one.load_data(), warning="MNIST is unavailable")):
         assert (one.settings.batch_size, one.settings.epochs, one.settings.components) == (40, 50, 24)
     again = Run.resume("", {})
     again.settings.batch_size = 7
-    again.load_data()
+    assert again.load_data().replaces_mnist  # it says so again
     assert (again.settings.batch_size, again.settings.epochs, again.settings.components) == (7, 50, 24)
 
 
@@ -317,8 +280,55 @@ def test_a_run_knows_where_its_own_images_are(root, tmp_path, monkeypatch):
     assert len(moved.load_data().train_images) == 10 and moved.settings.data == str(tmp_path / "moved.npz")
 
 
-def test_a_run_on_digits_instead_of_mnist_says_so_when_it_is_resumed_as_well(root):
-    one = new()
-    with one.begin(build_vae(), replace(load.load(load.Source("digits")), warning="MNIST is unavailable")):
-        assert read_config(one.folder)["dataset"]["warning"] == "MNIST is unavailable"
-    assert Run.resume("", {}).load_data().replaces_mnist
+# The folder of all runs
+
+
+def create(name: str | None = None) -> str:
+    return runs.create_folder(complete({"name": name}), "tiny").name
+
+
+def test_names_of_runs(root):
+    for name in ("", "..", ".hidden", "-x", "a/b", "a\\b", "a b", "a\n", "é", "pretrained", "a" * 101):
+        assert "--name" in refuse(Run.new, {"name": name})
+    assert create("My_run-2.1") == "My_run-2.1"
+    assert str(root / "My_run-2.1") in refuse(Run.new, {"name": "My_run-2.1"})
+    assert "exists; take another --name" in refuse(create, "My_run-2.1")  # another process took it in the meantime
+    assert [create(), create()] == ["standard-tiny-001", "standard-tiny-002"]
+    with ThreadPoolExecutor(4) as pool:  # runs that begin together get folders of their own
+        assert len(set(pool.map(create, [None] * 50))) == 50
+
+
+def test_the_run_that_finished_last_by_its_own_record_is_found_else_the_shipped_model(root, tmp_path):
+    shipped = ROOT / "checkpoints" / "pretrained"
+    assert "there is no run in" in refuse(Run.resume, "", {})
+    write_config(root / "z")
+    write_config(root / "pretrained", finished="3000")
+    assert Run.find(None).folder == shipped and Run.find(None).settings.network == "standard"
+    times = {"c": "2024-05-06T10:00:00.000000+00:00", "a": "2025-01-02T09:00:00.000001+00:00"}
+    for name, end in (times | {"b": "2025-01-02T09:00:00.000000+00:00"}).items():
+        write_config(root / name, finished=end)
+    os.utime(root / "c" / "config.json")
+    assert Run.find(None).folder == root / "a" and Run.find(str(root / "z")).folder == root / "z"
+    assert f"--checkpoint {tmp_path / 'x'}: no such folder" in refuse(Run.find, str(tmp_path / "x"))
+    assert f"--resume {tmp_path / 'x'}: no such folder" in refuse(Run.resume, str(tmp_path / "x"), {})
+
+
+def test_a_bad_config_is_refused_and_does_not_matter_to_others(root):
+    good = write_config(root / "good", finished="2020")
+    path = write_config(root / "bad") / "config.json"
+    for content in ("", "{", "[]", "{}", '{"settings": {"network": "none"}}', '{"settings": []}'):
+        path.write_text(content)
+        assert f"{path} cannot be read, or is not of a run" in refuse(Run.find, str(root / "bad"))
+        assert Run.find(None).folder == good
+    path.unlink()
+    assert "no config.json" in refuse(Run.find, str(root / "bad"))
+
+
+def test_the_newest_unfinished_run_is_resumed_else_the_one_that_finished_last(root):
+    write_config(root / "done", finished="2020")
+    assert runs.find_resumable() == root / "done"
+    older, newer = (write_config(root / name) for name in ("older", "newer"))
+    os.utime(older / "config.json", ns=(1, 1))
+    assert runs.find_resumable() == newer
+    with runs.lock(newer):  # it is in training at this moment
+        assert runs.find_resumable() == older
