@@ -24,7 +24,7 @@ def test_only_flags_that_were_given_appear():
     )
     wanted = {"latent_dim": 3, "learning_rate": 0.001, "binarize": True, "name": "mine", "likelihood": "gaussian"}
     assert given == wanted
-    assert (parse("--resume"), parse("--resume", "a")) == ({"resume": ""}, {"resume": "a"})
+    assert parse("--resume") == {"resume": ""}
 
 
 def test_help_says_the_defaults_that_training_takes():
@@ -49,28 +49,25 @@ def test_what_was_given_wins_over_the_network_over_the_table():
     assert (found.batch_size, found.validation_split, found.seed) == (256, 0.3, 0)
 
 
-LIMITS = {  # the least and the most, and what is outside
-    "hidden-dim": ("1 1024", "0 1025 1.5"),
-    "latent-dim": ("1 1024", "0 1025"),
-    "image-size": ("8 128", "4 9 132"),
-    "components": ("1 1000", "0 1001"),
-    "importance-samples": ("1 100", "0 101"),
-    "beta": ("0 1e6", "-1 1e39 nan"),
-    "variance": ("1e-6 1000", "1e-7 1001"),
-    "validation-split": ("0 0.999", "-0.1 1"),
-    "seed": ("0 4294967295", "-1 4294967296"),
-}
-
-
-@pytest.mark.parametrize("name", LIMITS)
-def test_values_outside_their_limits_are_refused_at_the_flag(name, capsys):
-    good, bad = (texts.split() for texts in LIMITS[name])
-    for text in good:
-        assert str(*parse(f"--{name}", text).values()) in (text, str(float(text)))
-    for text in bad:
-        with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    "name, good, bad",
+    [
+        ("latent-dim", "1 1024", "0 1025 1.5"),
+        ("image-size", "8 128", "4 9 132"),
+        ("components", "1 1000", "0 1001"),
+        ("beta", "0.0 1000000.0", "1e39 nan x"),
+        ("variance", "1e-06 1000.0", "1e-7 1001"),
+        ("validation-split", "0.0 0.999", "1"),
+    ],
+)
+def test_values_outside_their_limits_are_refused_at_the_flag(name, good, bad, capsys):
+    assert [str(*parse(f"--{name}", text).values()) for text in good.split()] == good.split()
+    for text in bad.split():
+        with pytest.raises(SystemExit) as caught:
             parse(f"--{name}", text)
-        assert f"main.py: argument --{name}: " in capsys.readouterr().err
+        line = capsys.readouterr().err
+        assert caught.value.code == 2 and line.startswith(f"main.py: argument --{name}: '{text}' is not a ")
+        assert line.endswith(" (see python main.py --help)\n") and line.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -119,25 +116,15 @@ def test_settings_that_fit_together_are_not_refused(monkeypatch):
     gaussian = {"likelihood": "gaussian", "variance": 0.5}
     for given in (gaussian, {"importance_samples": 5}, {"beta": 4.0}, {"components": 7}, {"tensorboard": True}):
         settings.check(complete(given), given)
-    assert settings.variance_of(complete({})) is None
-    assert settings.variance_of(complete(gaussian)) == 0.5
+    assert (settings.variance_of(complete({})), settings.variance_of(complete(gaussian))) == (None, 0.5)
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ("--data x.npz --dataset digits", "--dataset: it contradicts --data"),
-        ("--transpose", "--transpose: .*add --data or --dataset"),
-        ("--transpose --dataset digits", None),
-        ("--transpose --data x.npz", None),
-    ],
-)
-def test_flags_of_images_to_show_that_have_no_effect_are_refused(flags, words):
+def test_flags_of_images_to_show_that_have_no_effect_are_refused():
     parser = argparse.ArgumentParser()
     settings.add_data_flags(parser, "the images")
-    options = parser.parse_args(flags.split())
-    assert (
-        settings.check_shown(options) is None
-        if words is None
-        else re.match(words, refuse(settings.check_shown, options))
-    )
+    for flags, words in (
+        ("--data x.npz --dataset digits", "--dataset: it contradicts"),
+        ("--transpose", "--transpose:"),
+    ):
+        assert refuse(settings.check_shown, parser.parse_args(flags.split())).startswith(words)
+    settings.check_shown(parser.parse_args(["--transpose", "--data", "x.npz"]))
