@@ -27,17 +27,13 @@ CONVERTED = {
     "bytes": (X, X, None),
     "floats 0..1": (FLOATS, FLOATS, None),
     "float64": (X / 255, FLOATS, None),
-    "big-endian floats": (FLOATS.astype(">f4"), FLOATS, None),
     "truth values": (X > 127, 255 * BINARY, None),
     "0 and 1": (BINARY.astype(int), 255 * BINARY, "up to 1 are read with 1 as white"),
-    "0.0 and 1.0": (BINARY.astype(np.float32), BINARY.astype(np.float32), None),
     "int64": (X.astype(int), X, "up to 255 are read with 255 as white"),
     "whole floats 0..255": (X.astype(float), X, "255 as white"),
     "floats 0..255": (X * 0.9, (X * 0.9 / 255).astype(np.float32), "255 as white"),
     "a little above 1": (FLOATS * np.float32(1 + 1e-5), np.minimum(FLOATS * np.float32(1 + 1e-5), 1), None),
-    "a little below 0": (FLOATS - np.float32(1e-5), np.maximum(FLOATS - np.float32(1e-5), 0), None),
     "16 bits": (DEEP * 257, X, "up to 65,535 are read with 65,535 as white"),
-    "16 bits as floats": (X * 257.0, X, "65,535 as white"),
     "12 bits": (DEEP * 16, X, "up to 4,080 are read with 4,080 as white"),
 }
 
@@ -50,33 +46,27 @@ def test_pixels_are_converted_and_a_line_says_how(tmp_path, given, wanted, note)
     assert [note in line for line in dataset.notes] == ([True] if note else [])
 
 
-@pytest.mark.parametrize("train, test", [(DEEP * 16, T.astype(np.uint16)), (X.astype(int), T * 100.0), (DEEP * 200, T)])
-def test_one_factor_for_all_parts_of_a_set(tmp_path, train, test):
+@pytest.mark.parametrize("train, test, white", [(DEEP * 16, DEEP // 2, 4080), (X, X * 200.0, 65535)])
+def test_one_factor_for_all_parts_of_a_set(tmp_path, train, test, white):
     """Also where one part is dim, or of another type."""
     dataset = load_arrays(tmp_path, x_train=train, x_test=test)
-    brightest = max(train.max(), test.max())
-    assert dataset.reading == {"white": 65535 if brightest > 32767 else brightest}
+    assert (X.max(), dataset.reading) == (255, {"white": white})
     for images, given in ((dataset.train_images, train), (dataset.test_images, test)):
-        np.testing.assert_array_equal(images, np.rint(given * (255 / dataset.reading["white"])))
+        np.testing.assert_array_equal(images, np.rint(given * (255 / white)))
 
 
 def test_a_run_s_factor_holds_for_the_images_that_it_is_shown(tmp_path):
-    given = {"dim.npz": DEEP // 2, "bright.npz": DEEP * 30, "bytes.npz": X, "floats.npz": FLOATS}
-    wanted = [np.rint(DEEP // 2 * 0.0625), np.minimum(DEEP * 30 / 16, 255).round(), X, FLOATS]
-    for (name, images), pixels in zip(given.items(), wanted, strict=True):
-        dataset = show(write_npz(tmp_path / name, x_test=images), reading={"white": 4080})
-        np.testing.assert_array_equal(dataset.test_images, pixels)
-        assert any("what is brighter is cut off" in note for note in dataset.notes) == (name == "bright.npz")
+    pairs = [(DEEP // 2, np.rint(DEEP // 2 * 0.0625)), (DEEP * 30, np.minimum(DEEP * 30 / 16, 255).round()), (X, X)]
+    for given, wanted in pairs:
+        dataset = show(write_npz(tmp_path / "a.npz", x_test=given), reading={"white": 4080})
+        np.testing.assert_array_equal(dataset.test_images, wanted)
+        assert any("what is brighter is cut off" in note for note in dataset.notes) == (given.max() > 4080)
 
 
 DARK = {
     "from 0 to 0.00392157, where 1 is white: the images are almost black": (FLOATS / 255, FLOATS),
-    "from 0 to 15, where 255 is white": (X // 17, X),
-    "from 0 to 0.0627": (X / 15.9375, X / 1.01),
-    "from 0 to 0, where 255 is white: the images show nothing": (X * 0, X),
-    "from 255 to 255": (X * 0 + 255, X),
-    "from 0.5 to 0.5": (FLOATS * 0 + np.float32(0.5), FLOATS),
     "from 0 to 60, where 255 is white": (np.minimum(X, 60), X),
+    "from 255 to 255, where 255 is white: the images show nothing": (X * 0 + 255, X),
 }
 
 
@@ -86,7 +76,7 @@ def test_images_that_show_nothing_are_read_with_a_warning(tmp_path, words, image
         dataset = load_arrays(tmp_path, **dict(zip(names, images, strict=True)))
         assert dataset.warning.startswith(f"{names[0][2:]} images: pixels go {words}") and "\n" not in dataset.warning
         dark = {"x_train": dataset.train_images, "x_test": dataset.test_images}[names[0]]
-        np.testing.assert_allclose(dark, images[0] / (255 if words == "from 0 to 0.0627" else 1), rtol=1e-6)
+        np.testing.assert_array_equal(dark, images[0])
 
 
 # Shapes, colours and sizes
@@ -117,16 +107,13 @@ def test_transparent_arrays_are_laid_on_what_leaves_something_to_see(tmp_path):
         assert (dataset.reading["ground"], dataset.warning) == (ground, None)
 
 
-NEAREST = {(27, 29): (28, 28), (30, 30): (32, 32), (5, 5): (8, 8), (9, 5): (16, 8), (127, 121): (128, 120)}
-NEAREST |= {(300, 200): (128, 84), (1000, 1000): (128, 128), (50, 1000): (8, 128)}
-
-
 def test_the_nearest_size_has_the_same_proportions():
-    assert {size: nearest_size(*size) for size in NEAREST} == NEAREST
+    nearest = {(27, 29): (28, 28), (30, 30): (32, 32), (9, 5): (16, 8), (300, 200): (128, 84), (50, 1000): (8, 128)}
+    assert {size: nearest_size(*size) for size in nearest} == nearest
 
 
 @pytest.mark.parametrize("factor", [1, np.float32(1 / 255)])
-@pytest.mark.parametrize("size, nearest", [((8, 128), (8, 128)), ((6, 12), (8, 16)), ((480, 640), (96, 128))])
+@pytest.mark.parametrize("size, nearest", [((8, 128), (8, 128)), ((480, 640), (96, 128))])
 def test_images_of_any_size_are_scaled_to_the_nearest(tmp_path, size, nearest, factor):
     images = np.zeros((9, *size), np.uint8)
     images[:, : size[0] // 2] = 255  # the upper half is white
@@ -163,8 +150,8 @@ def test_labels_of_every_kind_are_numbers(tmp_path, given):
 def test_names_of_classes_are_numbered(tmp_path):
     train, test = ["b", "a", "ä", "a", "b", "b"], ["ä", "c", "b"]
     dataset = load_arrays(tmp_path, x_train=X, y_train=np.array(train), y_test=np.array(test))
-    assert dataset.label_names == ("a", "b", "c", "ä") and dataset.named_test_labels.tolist() == test
-    assert [dataset.label_names[label] for label in dataset.train_labels] == train
+    assert dataset.label_names == ("a", "b", "c", "ä")
+    assert (dataset.train_labels.tolist(), dataset.test_labels.tolist()) == ([1, 0, 3, 0, 1, 1], [3, 2, 1])
     assert dataset.notes[-1].endswith("classes of test images that no training image has: c")
 
 
@@ -180,33 +167,28 @@ def test_names_that_are_numbers(tmp_path, given, wanted):
 
 # What is refused
 
-NAN = np.where(np.arange(X.size).reshape(X.shape) == 1000, np.nan, FLOATS)
-BAD_IMAGES = [
-    (NAN, "nan"),
-    (FLOATS + np.inf, "inf"),
-    ((FLOATS - 0.13) / 0.3, "go from -0.4"),
-    (X * 1.5, "whole numbers"),
+REFUSED = [
+    (np.where(Y[:, None, None] > 4, np.nan, FLOATS), Y, "go from nan"),
+    ((FLOATS - 0.13) / 0.3, Y, "go from -0.4"),
+    (X * 1.5, Y, "whole numbers"),
+    (X.astype(str), Y, "of str96"),
+    (np.moveaxis(X, 0, 2), Y, "shape is (28, 28, 6)"),
+    (X[:0], Y[:0], "shape is (0, 28, 28)"),
+    (np.zeros((784, 100)), Y, "shape is (784, 100)"),  # an image in each column
+    (np.zeros((6, 28, 28, 2)), Y, "shape is (6, 28, 28, 2)"),
+    (np.zeros((28, 24, 500)), Y, "shape is (28, 24, 500)"),
+    (X, Y[:5], "shape is (5,)"),
+    (X, Y / 2, "of float64"),
+    (X, np.array([b"a"] * 6), "of bytes8"),
+    (X, np.ones((6, 14), int), "shape is (6, 14)"),
+    (X, FLOATS, "in all parts of a set"),  # test images in place of labels
+    (FLOATS, X, "in all parts of a set"),
+    (X, X // 255, "in all parts of a set"),
 ]
-BAD_IMAGES += [(X.astype(str), "of str96"), (np.moveaxis(X, 0, 2), "shape is (28, 28, 6)")]
-BAD_IMAGES += [(np.zeros(shape, np.uint8), f"shape is {shape}") for shape in ((0, 28, 28), (6, 3072), (784, 100), (3,))]
-BAD_IMAGES += [
-    (np.zeros(shape, int), f"shape is {shape}") for shape in ((28, 24, 500), (6, 28, 28, 2), (6, 1, 9, 9, 9))
-]
-BAD_LABELS = [
-    (Y[:5], "shape is (5,)"),
-    (Y[None], "shape is (1, 6)"),
-    (np.float64(0.5), "shape is ()"),
-    (Y / 2, "of float64"),
-]
-BAD_LABELS += [(np.where(Y > 3, np.nan, Y), "of float64"), (np.array([b"\xe9"] * 6), "of bytes8")]
-BAD_LABELS += [(np.ones(shape, int), f"shape is {shape}") for shape in ((6, 14), (6, 14, 2))]
-DIVIDED = [(X, FLOATS), (FLOATS, X), (X * 1.0, FLOATS), (X, X // 255), (DEEP * 9, FLOATS)]
-REFUSED = [({"x_train": images, "x_test": X}, words) for images, words in BAD_IMAGES]
-REFUSED += [({"x_train": X, "y_train": labels}, words) for labels, words in BAD_LABELS]
-REFUSED += [({"x_train": train, "x_test": test}, "in all parts of a set") for train, test in DIVIDED]
 
 
-@pytest.mark.parametrize("arrays, words", REFUSED, ids=[words for _, words in REFUSED])
-def test_what_does_not_fit_is_refused_with_the_cause(tmp_path, arrays, words):
-    line = refuse(lambda: load_arrays(tmp_path, **arrays))
+@pytest.mark.parametrize("images, other, words", REFUSED, ids=[words for *_, words in REFUSED])
+def test_what_does_not_fit_is_refused_with_the_cause(tmp_path, images, other, words):
+    more = {"x_test": other} if words.startswith("in all") else {"x_test": X, "y_train": other}
+    line = refuse(lambda: load_arrays(tmp_path, x_train=images, **more))
     assert words in line and str(tmp_path / "a.npz") in line and "docs/data.md" in line

@@ -37,12 +37,8 @@ def test_hold_out(whole, share, held):
     assert not np.array_equal(hold_out(whole, share, seed=4).train_labels, dataset.train_labels)
     assert hold_out(whole, 0, seed=3) is whole and dataset.sha256 == whole.sha256
     assert "--validation-split" in refuse(hold_out, whole, 0.9999, 3)
-
-
-def test_validation_images_of_the_data_itself_are_used(whole):
-    dataset = hold_out(replace(whole, validation_images=whole.test_images), 0.5, seed=0)
-    assert dataset.validation_images is whole.test_images
-    assert len(dataset.train_images) == 1500 and "--validation-split" in dataset.notes[-1]
+    own = hold_out(replace(whole, validation_images=whole.test_images), share, seed=0)
+    assert len(own.train_images) == 1500 and "no --validation-split" in own.notes[-1]
 
 
 def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone(whole):
@@ -51,7 +47,6 @@ def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone
     np.testing.assert_array_equal(images[:], whole.train_images[labels])
     np.testing.assert_array_equal(whole.sample_training(100, seed=1)[1], labels)
     assert not np.array_equal(whole.sample_training(100, seed=2)[1], labels)
-    assert replace(whole, train_labels=None).sample_training(100, seed=1)[1] is None
     assert whole.sample_training(1500, seed=1) == (whole.train_images, whole.train_labels)
 
 

@@ -35,31 +35,18 @@ def test_digits():
     assert (dataset.train_images.shape, dataset.test_images.shape) == ((1500, 28, 28), (297, 28, 28))
     assert dataset.sha256 == "52f13900c7c6d8fd0eb909fc494384e4fe89e60b169181355f03778ffd6f8856"
     np.testing.assert_array_equal(np.concatenate([dataset.train_labels, dataset.test_labels]), small.target)
-    # Upright and in place: where a small pixel has its centre, the image looks like it; around the digits all is black.
-    images = np.concatenate([dataset.train_images, dataset.test_images]).astype(int)
-    centres = np.rint((np.arange(8) - 3.5) * 20 / 8 + 13.5).astype(int)
-    assert np.corrcoef(images[:, centres[:, None], centres].ravel(), small.images.ravel())[0, 1] > 0.95
-    assert (images[:, :2] == 0).all() and (images[:, :, -2:] == 0).all() and images.max() > 230
 
 
 # The user's own images
 
 
-@pytest.mark.parametrize(
-    "name, safe", {"déjà vu": "d-j-vu", "..hidden": "hidden", "é": "data", "a_b-c.1": "a_b-c.1"}.items()
-)
-def test_the_name_is_fit_for_a_folder(tmp_path, name, safe):
-    folder = write(tmp_path / name, **make_idx_files())
-    dataset = loading.load(Source("digits", str(folder)))  # --data wins
-    assert (dataset.name, dataset.source, dataset.warning) == (safe, str(folder), None)
-    assert load(write_npz(tmp_path / f"{name}.npz", x_train=X)).name == safe
-
-
-def test_relative_paths_and_home(tmp_path, monkeypatch):
-    monkeypatch.chdir(write(tmp_path / "mine", **make_idx_files()))
+def test_a_name_fit_for_a_folder_and_a_path_from_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # on Windows
-    assert [load(path).name for path in (".", "~/mine", "../mine")] == ["mine"] * 3
+    for name, safe in {"déjà vu": "d-j-vu", "..hidden": "hidden", "é": "data", "a_b-c.1": "a_b-c.1"}.items():
+        folder = write(tmp_path / name, **make_idx_files())
+        dataset = loading.load(Source("digits", f"~/{name}"))  # --data wins
+        assert (dataset.name, dataset.source, dataset.warning) == (safe, str(folder), None)
 
 
 def test_what_is_no_data_set_is_refused_with_what_to_do(tmp_path):
@@ -87,25 +74,19 @@ def test_a_test_set_is_held_out_by_the_seed_where_there_is_none(tmp_path):
 
 def test_the_fingerprint_depends_on_the_images_alone(tmp_path):
     images = {"x_train": X, "x_test": T}
-    sets = [images | {"y_train": Y}, images, images | {"x_test": T ^ 1}, {"x_train": T, "x_test": X}]
-    sets += [images | {"x_val": T}, {"x_train": X}, {"x_train": X[::-1]}]
+    sets = [images | {"y_train": Y}, images, {"x_train": T, "x_test": X}, images | {"x_val": T}, {"x_train": X}]
     labelled, *found = [load(write_npz(tmp_path / f"{number}.npz", **one)).sha256 for number, one in enumerate(sets)]
-    assert labelled == found[0] and len(set(found)) == 6
+    assert labelled == found[0] and len(set(found)) == 4
 
 
 # Shown to a trained model
 
 
-def config_of(dataset, data, **settings) -> dict:
-    trained = {"name": dataset.name, "sha256": dataset.sha256, "image_size": dataset.image_shape}
-    trained |= {"label_names": dataset.label_names, "reading": dataset.reading}
-    return {"settings": {"data": data, "transpose": False, "seed": 0} | settings, "dataset": trained}
-
-
 def test_a_run_is_shown_its_own_held_out_images(tmp_path):
     path = str(write_npz(tmp_path / "a.npz", x_train=X, y_train=Y))
     trained_on = load(path, seed=5, transpose=True, image_size=16)
-    config = config_of(trained_on, path, seed=5, transpose=True)
+    trained = {"name": "a", "sha256": trained_on.sha256, "image_size": [16, 16], "label_names": None}
+    config = {"settings": {"data": path, "transpose": True, "seed": 5}, "dataset": trained}
     for source in (Source(), Source(data=path, transpose=True)):
         shown = loading.load_shown(source, config)
         np.testing.assert_array_equal(shown.test_images, trained_on.test_images)
@@ -115,8 +96,8 @@ def test_a_run_is_shown_its_own_held_out_images(tmp_path):
     assert loading.load_shown(Source("digits"), config).image_shape == (16, 16)
     os.unlink(path)
     assert path in refuse(loading.load_shown, Source(), config)
-    public = config_of(loading.load(Source("digits")), None)
-    assert len(loading.load_shown(Source(), public).test_images) == 297
+    config = {"settings": {"data": None, "transpose": False}, "dataset": trained | {"name": "digits"}}
+    assert len(loading.load_shown(Source(), config).test_images) == 297
 
 
 def test_a_few_images_are_shown_whole(tmp_path):
@@ -131,20 +112,16 @@ def test_a_few_images_are_shown_whole(tmp_path):
         assert shown.train_images.shape == (0, 28, 28) and shown.train_labels is None
     for path in (tmp_path / "test.npz", tmp_path / "half"):
         assert "no images to train on" in refuse(load, path)
-    both = show(write_npz(tmp_path / "both.npz", x_train=X, x_test=T))
-    assert (len(both.train_images), len(both.test_images)) == (50, 20)
     assert show(write_npz(tmp_path / "large.npz", x_test=X.repeat(2, 1))).image_shape == (28, 28)
 
 
 @pytest.mark.parametrize(
     "own, given, numbers, names",
     [
-        (["cat", "dog", "owl"], ["owl", "dog", "owl"], [2, 1, 2], ("cat", "dog", "owl")),
         (["cat", "dog", "owl"], ["dog", "ant", "owl"], [1, 3, 2], ("cat", "dog", "owl", "ant")),
         (["1", "2", "x"], [2, 1, 7], [1, 0, 3], ("1", "2", "x", "7")),
         (["cat", "dog"], [0, 1, 0], None, None),
         (None, ["3", "1", "x"], None, None),
-        (None, ["3", "1", "2"], [3, 1, 2], None),
         (None, [3, 1, 2], [3, 1, 2], None),
     ],
 )
@@ -153,7 +130,6 @@ def test_labels_of_shown_images_have_the_numbers_of_the_run(tmp_path, own, given
     assert (dataset.test_labels is None) == (numbers is None) == any("left out" in note for note in dataset.notes)
     assert numbers is None or dataset.test_labels.tolist() == numbers
     assert dataset.label_names == names
-    assert names is None or dataset.named_test_labels.tolist() == [str(label) for label in given]
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():

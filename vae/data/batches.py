@@ -14,13 +14,11 @@ class Batches(keras.utils.PyDataset):
 
     A batch is a function of (seed, epoch, its number) alone: so are the order of the images (with `shuffle`) and the
     binary pixels (with `binarize`). A pixel is 1 with the probability of its grey value (Salakhutdinov & Murray, 2008).
-    No batch is more than one image larger than another.
     """
 
     def __init__(self, images: Images, batch_size: int, seed: int, *, shuffle: bool = False, binarize: bool = False):
-        # With one worker, Keras leaves the queue to tf.data, whose tuning thread (TensorFlow 2.21) sometimes sleeps
-        # through the end of an epoch; with two, Keras queues the batches itself. On other backends Keras (3.15) would
-        # then queue the first batches before `start` has named the epoch.
+        # With one worker, tf.data has the queue; its tuning thread (TensorFlow 2.21) may sleep through an epoch's end.
+        # With two, Keras (3.15) has it, and on other backends begins before `start` has named the epoch.
         super().__init__(workers=2 if keras.backend.backend() == "tensorflow" else 1)
         self._images = images
         self._batch_size = batch_size
@@ -31,10 +29,7 @@ class Batches(keras.utils.PyDataset):
         self.start(epoch=0)
 
     def deal(self, devices: int, process: int, processes: int) -> "Batches":
-        """Deal each batch out to devices, the same number of images to each: an item becomes what `process` computes.
-
-        The few images that cannot be dealt out evenly are left out. UserError where a batch has fewer than devices.
-        """
+        """Make items the share of `process`. The few images that cannot be dealt out evenly are left out."""
         if (least := min(map(len, self._parts))) < devices:
             raise UserError(f"--devices: a batch of {least} images cannot be dealt out to {devices}; use fewer devices")
         self._devices, self._process, self._processes = devices, process, processes

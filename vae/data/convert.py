@@ -32,13 +32,22 @@ def convert(draft: Draft, size: tuple[int, int] | None, transpose: bool) -> None
     for role, array in images.items():
         low, high = ranges[role]
         grey = _to_grey(array, white, ground, is_exact=low >= 0 and high <= white)
-        _warn_of_darkness(draft, role, grey.dtype, ranges[role] if grey is array else _find_range(grey))
+        low, high = ranges[role] if grey is array else _find_range(grey)
+        brightest = 255 if grey.dtype == np.uint8 else 1
+        if low == high or high < DIM * brightest:
+            what = f"where {brightest} is white: the images {'show nothing' if low == high else 'are almost black'}"
+            draft.warnings.append(f"{role}: pixels go from {low:g} to {high:g}, {what}")
         grey = grey.swapaxes(1, 2) if transpose else grey
         size = size or nearest_size(*grey.shape[1:])
         draft.arrays[role] = _scale(draft, role, grey, size)
     if transpose:
         draft.notes.append("rows and columns of every image are swapped (--transpose)")
-    draft.sha256 = _fingerprint([draft.arrays[role] for role in ROLES if role in draft.arrays])
+    digest = hashlib.sha256()
+    for array in [draft.arrays[role] for role in ROLES if role in draft.arrays]:
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        for piece in _cut(array):
+            digest.update(np.ascontiguousarray(array[piece]))
+    draft.sha256 = digest.hexdigest()
     _number_classes(draft, {role: _to_labels(draft, role) for role in draft.arrays if role.endswith("labels")})
 
 
@@ -65,15 +74,6 @@ def _arrange(draft: Draft, role: str) -> np.ndarray:
 def _cut(images: np.ndarray) -> Iterator[slice]:
     step = max(1, PIECE // math.prod(images.shape[1:]))
     return (slice(start, start + step) for start in range(0, len(images), step))
-
-
-def _fingerprint(parts: list[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for images in parts:
-        digest.update(f"{images.shape} {images.dtype}".encode())
-        for piece in _cut(images):
-            digest.update(np.ascontiguousarray(images[piece]))
-    return digest.hexdigest()
 
 
 def _find_range(images: np.ndarray) -> tuple[float, float]:
@@ -137,13 +137,6 @@ def _to_grey(images: np.ndarray, white: int, ground: int, is_exact: bool) -> np.
     return grey
 
 
-def _warn_of_darkness(draft: Draft, role: str, dtype: np.dtype, limits: tuple[float, float]) -> None:
-    white, (low, high) = 255 if dtype == np.uint8 else 1, limits
-    if low == high or high < DIM * white:
-        what = "show nothing" if low == high else "are almost black"
-        draft.warnings.append(f"{role}: pixels go from {low:g} to {high:g}, where {white} is white: the images {what}")
-
-
 def nearest_size(height: float, width: float) -> tuple[int, int]:
     """The size nearest to this one that the networks take; the proportions are kept where they can be."""
     factor = min(SIZES[-1] / max(height, width), max(1, SIZES[0] / min(height, width)))
@@ -152,7 +145,6 @@ def nearest_size(height: float, width: float) -> tuple[int, int]:
 
 
 def _scale(draft: Draft, role: str, images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale images to a size, bilinearly and without aliasing."""
     from PIL import Image
 
     if images.shape[1:] == size:
@@ -164,8 +156,8 @@ def _scale(draft: Draft, role: str, images: np.ndarray, size: tuple[int, int]) -
     return scaled
 
 
-def _to_labels(draft: Draft, role: str) -> np.ndarray:
-    """Turn an array into one label for each image: whole numbers or texts."""
+def _to_labels(draft: Draft, role: str) -> list[str]:
+    """The label of each image as a text."""
     labels, count = draft.arrays[role], len(draft.arrays[role.replace("labels", "images")])
     is_number = labels.dtype.kind in "biuf"
     several = labels.shape[1] if labels.ndim == 2 else 1
@@ -176,19 +168,17 @@ def _to_labels(draft: Draft, role: str) -> np.ndarray:
     if labels.shape not in ((count,), (count, 1)) or not is_label:
         wanted = f"a whole number or a text for each of {count:,} images"
         raise UserError(f"{role}: their shape is {labels.shape} of {labels.dtype.name:.50}, expected {wanted}")
-    return labels.reshape(count).astype(np.int64) if is_number else labels.reshape(count)
+    return (labels.astype(np.int64) if is_number else labels).reshape(count).astype(str).tolist()
 
 
-def _number_classes(draft: Draft, labels: dict[str, np.ndarray]) -> None:
+def _number_classes(draft: Draft, labels: dict[str, list[str]]) -> None:
     """Give every class its number: that of the run, its own where its name is one, or the next in alphabetical order.
 
     Where the run has none of the classes, the labels are left out.
     """
-    found = {role: np.unique(array, return_inverse=True) for role, array in labels.items()}
-    classes = {role: list(map(str, names)) for role, (names, _) in found.items()}
-    texts = sorted(set().union(*classes.values()))
-    numbers = [int(float(text)) for text in texts if re.fullmatch(r"-?[0-9]{1,15}(\.0*)?", text)]
-    are_numbers = len(set(numbers)) == len(texts)  # two names may be one number
+    texts = sorted(set().union(*labels.values()))
+    numbers = {text: int(float(text)) for text in texts if re.fullmatch(r"-?[0-9]{1,15}(\.0*)?", text)}
+    are_numbers = len(set(numbers.values())) == len(texts)  # two names may be one number
     names = draft.run_names if draft.run_names is not None else [] if are_numbers else texts
     if not texts or not (set(names) & set(texts) if names else are_numbers):
         draft.notes += ["labels are left out: their classes have other names than the run's"] if texts else []
@@ -197,8 +187,7 @@ def _number_classes(draft: Draft, labels: dict[str, np.ndarray]) -> None:
     if names:
         names = [*names, *(text for text in texts if text not in names)]
         draft.label_names = tuple(names)
-    number_of = {name: number for number, name in enumerate(names)} or dict(zip(texts, numbers, strict=True))
-    for role, (_, rows) in found.items():
-        draft.arrays[role] = np.array([number_of[text] for text in classes[role]])[rows]
-    if strange := sorted(set(classes.get("test labels", [])) - set(classes.get("train labels", texts))):
+    number_of = {name: number for number, name in enumerate(names)} or numbers
+    draft.arrays |= {role: np.array([number_of[text] for text in found]) for role, found in labels.items()}
+    if strange := sorted(set(labels.get("test labels", [])) - set(labels.get("train labels", texts))):
         draft.notes.append(f"classes of test images that no training image has: {', '.join(strange):.200}")

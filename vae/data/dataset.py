@@ -10,7 +10,7 @@ EMBEDDED = "embedded in scikit-learn"
 
 
 class Subset:
-    """Some images of an array that may be larger than memory: (n, H, W) as the array has them."""
+    """Some images (n, H, W) of an array that may be larger than memory."""
 
     def __init__(self, images: "Images", rows: np.ndarray):
         self._images, self._rows = images, rows
@@ -49,13 +49,6 @@ class Dataset:
         return self.train_images.shape[1:]
 
     @property
-    def named_test_labels(self) -> np.ndarray | None:
-        """The test labels (n,): names where they have names, otherwise numbers."""
-        if self.test_labels is None or self.label_names is None:
-            return self.test_labels
-        return np.array(self.label_names)[self.test_labels]
-
-    @property
     def replaces_mnist(self) -> bool:
         """Whether these are the digits because MNIST is unavailable."""
         return self.source == EMBEDDED and self.warning is not None
@@ -84,8 +77,8 @@ class Draft:
     def finish(self, name: str, source: str) -> Dataset:
         """Return the data set. A part that was not found has no images."""
         none = next(array for role, array in self.arrays.items() if role.endswith("images"))[:0]
-        arrays = {"train_images": none, "test_images": none}
-        arrays |= dict.fromkeys(("train_labels", "validation_images", "test_labels"))
+        arrays = dict.fromkeys(("train_labels", "validation_images", "test_labels"))
+        arrays |= {"train_images": none, "test_images": none}
         arrays |= {role.replace(" ", "_"): array for role, array in self.arrays.items()}
         told = {"warning": "\n".join(self.warnings) or None, "notes": tuple(f"{source}: {note}" for note in self.notes)}
         stored = {"sha256": self.sha256, "label_names": self.label_names, "reading": self.reading}

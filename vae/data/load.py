@@ -25,10 +25,7 @@ class Source:
 
 
 def load(source: Source) -> Dataset:
-    """Load images to train on: the user's own (--data), or else the data set of a name (--dataset), or else MNIST.
-
-    Raises UserError for a data set that is unavailable, and for files that are missing, damaged or hostile.
-    """
+    """Load images to train on: the user's own (--data), or else the data set of a name (--dataset), or else MNIST."""
     dataset = _load(source)
     if not len(dataset.train_images):
         raise UserError(f"{dataset.source}: holds no images to train on; add some, such as x_train")
@@ -80,18 +77,15 @@ def _read_own(draft: Draft, data: str) -> tuple[str, str]:
     if not os.path.exists(path):
         what = "there is no such file or folder"
         raise UserError(f"{what}; download it first" if re.search(r"\w\w:/", data) else what)
-    ending = path.suffix.lower()
+    is_picture = path.suffix.lower() in readers.PICTURES and draft.run_names is not None
+    if not (path.is_dir() or is_picture or path.suffix.lower() in (".npz", ".csv")):
+        remedy = "if it is one of several files or pictures, give their folder"
+        raise UserError(f"it is no folder, .npz or .csv; {remedy}")
     try:
-        if path.is_dir():
-            has_pictures = readers.IMAGE_FILES.isdisjoint(map(str.lower, os.listdir(path)))
-        elif ending in (".npz", ".csv"):
-            has_pictures = False
-        elif ending in readers.PICTURES and draft.run_names is not None:
-            has_pictures = True
+        if is_picture or (path.is_dir() and readers.IMAGE_FILES.isdisjoint(map(str.lower, os.listdir(path)))):
+            pictures.read(draft, path)
         else:
-            what = "it is no folder, .npz or .csv"
-            raise UserError(f"{what}; if it is one of several files or pictures, give their folder")
-        (pictures.read if has_pictures else readers.read)(draft, path)
+            readers.read(draft, path)
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror or error}); check its permissions") from error
     stem = path.stem if path.is_file() else path.resolve().name

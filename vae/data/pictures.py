@@ -18,10 +18,7 @@ NO_CLASSES = ("training", "testing", "val", "valid", "validation", "dev")
 
 
 def read(draft: Draft, path: Path) -> None:
-    """Read all pictures of a folder, or one picture, scaled to the size that networks take which is nearest to theirs.
-
-    The images of a part are in the order of their files' names. Files that Pillow cannot open are skipped and counted.
-    """
+    """Read all pictures of a folder, or one picture, in one size. Files that Pillow cannot open are skipped."""
     files = _find_files(draft, path) if path.is_dir() else [("train", None, path)]
     found, sizes, skipped = {}, [], []
     with warnings.catch_warnings():
@@ -32,7 +29,7 @@ def read(draft: Draft, path: Path) -> None:
                 skipped.append(file.name)
             else:
                 sizes.append((picture.height, picture.width))
-                found.setdefault(part, []).append((_scale(picture, nearest_size(*sizes[-1])), label))
+                found.setdefault(part, []).append((_scale(picture, nearest_size(*sizes[-1])), label))  # saves memory
     what = "files that are no pictures, are damaged, or lie beside the classes' folders"
     if not found:
         seen = explain(path) if path.is_dir() else "get a sound copy of it"
@@ -42,8 +39,8 @@ def read(draft: Draft, path: Path) -> None:
     if "I" in modes and len(modes) > 1:
         raise UserError("some pictures have 8 bits for a pixel, some more; save them alike")
     for part, pairs in found.items():
-        pictures = [_scale(picture, size).convert("RGBA" if "RGBA" in modes else picture.mode) for picture, _ in pairs]
-        draft.arrays[f"{part} images"] = np.stack([np.asarray(picture) for picture in pictures])
+        mode = "RGBA" if "RGBA" in modes else None
+        draft.arrays[f"{part} images"] = np.stack([_scale(picture, size).convert(mode) for picture, _ in pairs])
         if pairs[0][1] is not None and part != "validation":
             draft.arrays[f"{part} labels"] = np.array([label for _, label in pairs])
     if set(sizes) != {size}:
@@ -64,14 +61,14 @@ def _find_files(draft: Draft, folder: Path) -> list[tuple[str | None, str | None
     found = []
     for part, place in parts.items():
         folders, loose = _list(place)
-        classes = [inner for inner in folders if any(_list(inner))]  # an empty one is none
-        for inner in classes:
+        folders = [inner for inner in folders if any(_list(inner))]  # an empty one is no class
+        for inner in folders:
             if inner.name.lower() in NO_CLASSES:
                 raise UserError(f"{inner.name} is no name of a class; call the parts train, test and val")
             if deeper := _list(inner)[0]:
                 raise UserError(f"{inner.name} holds a folder ({deeper[0].name}), as no class does; {explain(folder)}")
             found += [(part, inner.name, file) for file in _list(inner)[1]]
-        found += [(None if classes else part, None, file) for file in loose]
+        found += [(None if folders else part, None, file) for file in loose]
     return sorted(found, key=lambda file: (file[2].name, file[2]))
 
 
@@ -86,13 +83,9 @@ def _open(path: Path) -> Image.Image | None:
     try:
         with Image.open(path, formats=FORMATS) as file:
             picture = ImageOps.exif_transpose(file)
-            if picture.mode == "F":
-                return None  # floats, whose range is unknown
-            if picture.mode.startswith("I"):
-                return picture.convert("I")
-            if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
-                return picture.convert("RGBA")
-            return picture.convert("L")
+            is_transparent = picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255
+            mode = "I" if picture.mode.startswith("I") else "RGBA" if is_transparent else "L"
+            return None if picture.mode == "F" else picture.convert(mode)  # F: floats, whose range is unknown
     except Exception:  # Pillow's readers have many kinds of errors
         return None
 

@@ -87,11 +87,9 @@ def _download(name: str, checksums: dict[str, str], folder: Path) -> str:
                 pooch.retrieve(mirror + file, checksum, file, folder, downloader=stream)
             return host
         except (OSError, ValueError) as error:  # a ValueError is a wrong checksum
-            reason = "another file" if isinstance(error, ValueError) else type(error).__name__
-            failures.append(f"{host}: {reason}")
-    what = f"it is neither in the cache {folder} nor on a mirror ({'; '.join(failures)})"
-    remedy = "check the network, use --data FOLDER, or let the environment variable VAE_CACHE name another cache"
-    raise UserError(f"{name.upper()} is unavailable: {what}; {remedy}")
+            failures.append(f"{host}: {'another file' if isinstance(error, ValueError) else type(error).__name__}")
+    what = f"{name.upper()} is unavailable: it is neither in the cache {folder} nor on a mirror ({'; '.join(failures)})"
+    raise UserError(f"{what}; check the network, use --data FOLDER, or let VAE_CACHE (environment) name another cache")
 
 
 def load_digits() -> dict[str, np.ndarray]:
@@ -99,11 +97,11 @@ def load_digits() -> dict[str, np.ndarray]:
     package = Path(importlib.util.find_spec("sklearn").origin).parent  # to import it would take a second
     table = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
     small, labels = table[:, :64], table[:, 64]
-    # Bilinear interpolation as a matrix. The 8 pixels fill the middle 20 of 28, where MNIST has its digits, and fade
-    # into black around them. Row i of the large image has its centre at position[i] of the small one.
+    # Bilinear interpolation as a matrix: the 8 pixels fill the middle 20 of 28, and fade into black around them.
+    # Row i of the large image has its centre at position[i] of the small one.
     position = (np.arange(28) - 13.5) * 8 / 20 + 3.5
     weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(8)))  # (28, 8)
     large = weights @ small.reshape(-1, 8, 8) @ weights.T  # (1797, 28, 28)
     images = np.rint(large * (255 / 16)).astype(np.uint8)
-    arrays = {"train images": images[:1500], "train labels": labels[:1500]}
-    return arrays | {"test images": images[1500:], "test labels": labels[1500:]}
+    parts = (images[:1500], labels[:1500], images[1500:], labels[1500:])
+    return dict(zip(readers.ROLES, parts, strict=False))
