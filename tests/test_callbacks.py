@@ -1,5 +1,6 @@
 """What `fit` calls in an epoch: the log, the saving, the frames, and the stop at a loss that is not finite."""
 
+import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ class StubRun(Run):
     """A run that saves nothing but its rows and frames, and calls `saved` after each."""
 
     def __init__(self, rows: int = 0, validation: int = 0, beta: float = 1.0, saved=lambda: None):
-        settings = SimpleNamespace(seed=0, beta=beta, tensorboard=False)
+        settings = SimpleNamespace(seed=0, beta=beta, latent_dim=2, tensorboard=False)
         super().__init__(settings, config={"dataset": {"validation_images": validation}})
         self.saved, self.folder = saved, Path(tempfile.mkdtemp(dir=HOME))
         for epoch in range(1, rows + 1):
@@ -121,10 +122,7 @@ def test_times_and_progress_of_a_resumed_run(vae, monkeypatch, capsys):
     log.on_train_end()
     names = ["epoch", *LOSSES, *(f"val_{name}" for name in LOSSES), "seconds", "elapsed"]
     assert run.rows[-1] == dict(zip(names, (3, 3.0, 2.0, 1.0, 6.0001, 4.0, 2.0, 10.0, 38.0), strict=True))
-    assert capsys.readouterr().out == (
-        "|--- Epoch:   3/100 \t---> General loss: 3.00 | Reconstruction loss: 2.00 | KL-divergence loss: 1.00 | "
-        "Validation: 6.00 | 10.0 s\n"
-    )
+    assert re.match(r"\|--- Epoch:   3/100 \t---> General.* \| Validation: 6.00 \| 10.0 s\n", capsys.readouterr().out)
 
 
 def test_a_frame_has_the_same_noise_after_every_epoch(vae, images, monkeypatch):
@@ -164,20 +162,17 @@ def test_the_epoch_before_the_bad_one_is_saved_and_a_large_beta_is_named(vae, im
     assert [row["epoch"] for row in run.rows] == [1]
 
 
-@pytest.mark.parametrize("part", ["weights", "optimizer"])
-def test_weights_and_averages_that_are_not_finite_end_the_run_though_the_losses_are(vae, part):
-    stop = StopAtNonFinite(StubRun())
+def test_what_is_not_finite_is_named_though_the_losses_are(vae):
     vae.optimizer.build(vae.trainable_variables)
+    stop = StopAtNonFinite(StubRun())
     stop.set_model(vae)
     stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
-    variable = vae.weights[-1] if part == "weights" else vae.optimizer.variables[-1]
-    variable.assign(np.full(variable.shape, np.inf, np.float32))
-    with pytest.raises(UserError, match=r"the weights.* in epoch 1, by its end; nothing was saved"):
-        stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
-
-
-def test_the_step_that_is_named_is_one_that_exists():
-    stop = StopAtNonFinite(StubRun())
+    for variable in (vae.weights[-1], vae.optimizer.variables[-1]):
+        before = variable.numpy()
+        variable.assign(np.full(variable.shape, np.inf, np.float32))
+        with pytest.raises(UserError, match=r"the weights.* in epoch 1, by its end; nothing was saved"):
+            stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
+        variable.assign(before)
     stop.set_params({"steps": 3, "epochs": 1})
     for last_step, named in ((0, 1), (1, 2), (6, 3)):  # Keras counts the steps of whole calls
         with pytest.raises(UserError, match=f"by step {named} of 3"):
