@@ -73,14 +73,14 @@ def test_values_outside_their_limits_are_refused_at_the_flag(name, good, bad, ca
 @pytest.mark.parametrize(
     "count, given, wanted",
     [
-        (60_000, {}, (200, 34, 100)),  # MNIST
+        (60_000, {}, (200, 34, 300)),  # MNIST
         (1500, {}, (50, 50, 30)),  # digits: 1,500 steps
         (100, {}, (3, 46, 2)),
         (10, {}, (1, 150, 1)),
         (1, {}, (1, 1500, 1)),
         (1500, {"batch_size": 64, "epochs": 2, "components": 7}, (64, 2, 7)),
         (1500, {"batch_size": 300}, (300, 300, 30)),
-        (60_000, {"epochs": 5}, (200, 5, 100)),
+        (60_000, {"epochs": 5}, (200, 5, 300)),
         (1500, {"network": "dense"}, (50, 50, None)),  # 30 of its epochs would be 900 steps
     ],
 )

@@ -15,7 +15,7 @@ from vae.terminal import UserError, number, positive_integer, positive_number, s
 DATASETS = ("mnist", "fashion-mnist", "digits")
 LEAST_BATCHES = 30  # in an epoch, by default
 LEAST_STEPS = 1500  # in a run, by default
-MOST_COMPONENTS, IMAGES_PER_COMPONENT = 100, 50  # by default
+MOST_COMPONENTS, IMAGES_PER_COMPONENT = 300, 50  # by default
 COMPONENTS_TEXT = f"{MOST_COMPONENTS}, but at most one per {IMAGES_PER_COMPONENT} training images"
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FURTHER = ("epochs", "importance_samples")  # what may change when a finished run is trained further
