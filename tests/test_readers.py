@@ -1,7 +1,6 @@
 """Files by their form: what is read to the bit, what is refused and why."""
 
 import gzip
-import struct
 import zipfile
 from pathlib import Path
 
@@ -51,17 +50,14 @@ def pictures(*parts: str) -> dict[str, np.ndarray]:
 
 FOLDERS = {
     "npy": npy(**A),
-    "npy of MedMNIST": npy(**MEDMNIST),
     "npy in Fortran's order": npy(**{name: np.asfortranarray(array) for name, array in A.items()}),
     "IDX": IDX,
     "IDX of Kaggle": {f"{k}/{k}": b"" for k in STEMS} | {k.replace("-idx", ".idx"): v for k, v in IDX.items()},
     "IDX, zipped": {f"{name}.gz": gzip.compress(content) for name, content in IDX.items()},
     "IDX, unzipped by a browser": {f"{name}.gz": content for name, content in IDX.items()},
-    "CSV": csv_files(["label", *(f"pixel{number}" for number in range(784))]),
-    "CSV with numbers as names": csv_files(["Label ", *range(784)]),
+    "CSV": csv_files(["Label ", *range(784)]),
     "CSV without a header": csv_files(),
-    "pictures": pictures("train", "test"),
-    "pictures of Train and TEST": pictures("Train", "TEST"),
+    "pictures": pictures("train", "TEST"),
 }
 ARCHIVES = {"npz": A, "MedMNIST": MEDMNIST | {"val_labels": Y}, "X_": {k.replace("x", "X"): v for k, v in A.items()}}
 
@@ -86,14 +82,9 @@ def test_what_is_not_read_is_named(tmp_path):
 
 def test_the_first_form_of_a_folder_is_read(tmp_path):
     """IDX, .npy, CSV, pictures."""
-    folder = write(tmp_path, **{f"cat/{number}.png": X[0] for number in range(11)})
-    for files, count in (
-        ({}, 11),
-        (csv_files(), 9),
-        (npy(x_train=X[:5], labels=Y[:5]), 5),
-        ({STEMS[0]: to_idx(X[:4])}, 4),
-    ):
-        dataset = load(write(folder, **files))
+    forms = [(pictures("train", "test"), 9), (csv_files(), 9), (npy(x_train=X[:5]), 5), ({STEMS[0]: to_idx(X[:4])}, 4)]
+    for files, count in forms:
+        dataset = load(write(tmp_path, **files))
         assert len(dataset.train_images) + len(dataset.test_images) == count
 
 
@@ -103,10 +94,6 @@ def test_idx_to_the_bit(tmp_path):
     dataset = load(write(tmp_path, **{STEMS[0]: header + image, STEMS[2]: header + image[::-1]}))
     assert dataset.train_images.tobytes() == image and dataset.test_images.tobytes() == image[::-1]
     assert dataset.train_images[0, 1, 0] == 28  # the second row begins with the 29th pixel
-    floats, shorts = (X / 255).astype(">f4"), (X.astype(int) * 16).astype(">i2")
-    for numbers, wanted in ((floats, floats), (shorts, X)):
-        dataset = load(write(tmp_path, **{STEMS[0]: to_idx(numbers), STEMS[2]: to_idx(numbers)}))
-        np.testing.assert_array_equal(dataset.train_images, wanted)
 
 
 # CSV: no row is lost, and no label changed
@@ -114,24 +101,19 @@ def test_idx_to_the_bit(tmp_path):
 UNICODE = ["#", "C#", "C", "#1", "a b", "a\u2028b", "a\x85b", "a\x0cb", "é", "è", "中", '"a, b"']
 
 
-def labels_of(path: Path) -> list[str]:
-    dataset = load(path)
-    return sorted(dataset.label_names[label] for label in [*dataset.train_labels, *dataset.test_labels])
-
-
-@pytest.mark.parametrize(
-    "encoding, labels", [("utf-8", UNICODE), ("utf-8-sig", ["é", "è"]), ("cp1252", ["é", "è", "€", "“a”"])]
-)
-@pytest.mark.parametrize("place", [0, 7, 16])
+@pytest.mark.parametrize("encoding, labels", [("utf-8", UNICODE), ("utf-8-sig", ["é"] * 2), ("cp1252", ["é", "“a”"])])
+@pytest.mark.parametrize("place", [0, 16])
 def test_labels_are_read_as_they_are_wherever_they_are(tmp_path, encoding, labels, place):
     rows = [["label", *PIXELS], *([label, *X[number % 6, :4, :4].ravel()] for number, label in enumerate(labels))]
     content = to_csv(*(row[1 : place + 1] + row[:1] + row[place + 1 :] for row in rows)).decode()
     images = write_npz(tmp_path / "b.npz", x_train=np.resize(X, (len(labels), 28, 28))[:, :4, :4])
-    for text in (content, content.replace("\n", "\r\n\r\n"), content.replace("\n", "\r"), content + "\n\n"):
+    for text in (content, content.replace("\n", "\r\n\r\n"), content.replace("\n", "\r")):
         (tmp_path / "a.csv").write_bytes(text.encode(encoding))
-        assert labels_of(tmp_path / "a.csv") == sorted(label.strip('"') for label in labels)
-        assert load(tmp_path / "a.csv").sha256 == load(images).sha256
-        assert any("cp1252" in note for note in load(tmp_path / "a.csv").notes) == (encoding == "cp1252")
+        dataset = load(tmp_path / "a.csv")
+        found = [dataset.label_names[label] for label in [*dataset.train_labels, *dataset.test_labels]]
+        assert sorted(found) == sorted(label.strip('"') for label in labels)
+        assert dataset.sha256 == load(images).sha256
+        assert any("cp1252" in note for note in dataset.notes) == (encoding == "cp1252")
 
 
 @pytest.mark.parametrize("images", [(X[:, :4, :4] / 255).round(4), X[:, :4, :4].astype(int) * 257])
@@ -139,55 +121,38 @@ def test_floats_and_16_bits_in_csv(tmp_path, images):
     write(tmp_path, **{"a.csv": to_csv(*np.column_stack([Y, images.reshape(6, 16)]).astype(object).tolist())})
     found, wanted = load(tmp_path / "a.csv"), load(write_npz(tmp_path / "a.npz", x_train=images))
     np.testing.assert_allclose(found.train_images, wanted.train_images, rtol=1e-6)
-    assert found.reading == wanted.reading
 
 
-@pytest.mark.parametrize("images, labels", [("x_train", "y_train"), ("images", "labels"), ("train", "trainLabels")])
+@pytest.mark.parametrize("images, labels", [("x_train", "y_train"), ("train", "trainLabels")])
 @pytest.mark.parametrize("header", [[], [PIXELS]])
 def test_pixels_whose_labels_are_in_another_file_are_refused(tmp_path, images, labels, header):
     folder = write(tmp_path, **{f"{images}.csv": to_csv(*header, ROW, ROW), f"{labels}.csv": b"label\n1\n2\n"})
     assert f"{labels}.csv lies beside it" in refuse(load, folder / f"{images}.csv")
-    line = refuse(load, folder)
-    assert f"{images}.csv" in line and "docs/data.md" in line
 
 
 # What is refused
 
 
-def with_header(header: str) -> bytes:
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + X.tobytes()
-
-
-ZIPPED, HUGE = (
-    gzip.compress(IDX[STEMS[0]], mtime=0),
-    with_header("{'descr': 'u1', 'fortran_order': False, 'shape': (9**9,)}"),
-)
+LARGE = to_npy(X).replace(b"(6, 28, 28), }        ", b"(6000000, 28, 28), }  ")  # than what there is
 BAD = {
-    "IDX, empty": (STEMS[0], b"", "0x"),
     "IDX, cut": (STEMS[0], IDX[STEMS[0]][:-1], "4703"),
     "IDX, a page of the web": (STEMS[0], b"<html>No such file</html>", "0x3c68746d"),
-    "gzip, cut": (STEMS[0], ZIPPED[:-20], "end-of-stream"),
+    "gzip, cut": (STEMS[0], gzip.compress(IDX[STEMS[0]])[:-20], "end-of-stream"),
     "labels as images": (STEMS[0], IDX[STEMS[1]], "train images: their shape is (6,)"),
-    "images as labels": (STEMS[3], IDX[STEMS[2]], "test labels: their shape is (3, 28, 28)"),
-    "npz, no .npy inside": ("a.npz", to_zip(x_train=b"hello"), "magic string"),
     "npz, an array that is cut": ("a.npz", to_zip(x_train=to_npy(X)[:-1]), "EOF"),
-    "npz, a header of code": ("a.npz", to_zip(x_train=with_header("__import__('os')")), "malformed"),
     "npz, no known names": ("a.npz", to_zip(cats=to_npy(X)), "such as x_train; not read: cats"),
     "npz, labels alone": ("a.npz", to_zip(y_train=to_npy(Y)), "there are train labels, but no images"),
-    "npz, validation images alone": ("a.npz", to_zip(x_val=to_npy(X)), "no images to train on"),
     "npy, cut": ("x_train.npy", to_npy(X)[:-1], "x_train.npy: cannot be read"),
-    "npy, far more declared than there is": ("x_train.npy", HUGE, "x_train.npy: cannot be read"),
+    "npy, far more declared than there is": ("x_train.npy", LARGE, "x_train.npy: cannot be read"),
     "CSV, a row that is cut": ("a.csv", to_csv([7, *ROW], [7, *ROW[:9]]), "row 2 has 10 cells of 17"),
     "CSV, a label that is missing": ("a.csv", to_csv([7, *ROW], ["", *ROW]), "row 2 has 17 cells of 17, or no label"),
     "CSV, a pixel that is missing": ("a.csv", to_csv([7, *ROW], [7, "", *ROW[1:]]), "could not convert"),
-    "CSV, a quotation mark": ("a.csv", to_csv([7, *ROW], ['"7', *ROW], ["8", *ROW]), "row 2 has 1 cells"),
     "CSV, a label of two lines": ("a.csv", to_csv([7, *ROW], ['"7\n8"', *ROW]), "3 lines of images, but 2 rows"),
     "CSV, names are numbers": ("a.csv", to_csv([*range(17)], [7, *ROW]), "columns are called 0, 1, 2"),
     "CSV, a number of the row": ("a.csv", to_csv(["", "label", *PIXELS], [0, 7, *ROW]), "shape is (1, 17)"),
     "CSV, empty": ("a.csv", b"", "0 lines"),
     "CSV, no encoding": ("a.csv", to_csv([7, *ROW]) + b"\n\x81", "charmap"),
-    "CSV, a list of files": ("a.csv", b"file,label\na.png,3\nb.png,4\n", "could not convert"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name, content, words", BAD.values(), ids=BAD)
@@ -201,9 +166,6 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_pa
     bomb = to_zip(zipfile.ZIP_DEFLATED, x_train=to_npy(X), other=bytes(10**6))
     monkeypatch.setattr(readers, "LARGEST", 10**6)
     assert "more than 1,000,000 bytes" in refuse(load, write(tmp_path, **{"a.npz": bomb}) / "a.npz")
-    lying = to_zip(zipfile.ZIP_DEFLATED, x_train=to_npy(X) + bytes(10**6))  # its directory declares less than it holds
-    lying = lying.replace(struct.pack("<I", len(to_npy(X)) + 10**6), struct.pack("<I", len(to_npy(X))))
-    assert "CRC" in refuse(load, write(tmp_path, **{"a.npz": lying}) / "a.npz")
 
 
 def test_pickle_is_never_run(tmp_path):
