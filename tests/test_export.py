@@ -1,14 +1,23 @@
-"""The code in docs/elsewhere.md runs, and what it gives is what Keras gives."""
+"""The shipped model in other programs: the code in docs/elsewhere.md, and its losses without this project."""
 
 import contextlib
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from vae.run import Run
+import evaluate
+from vae import files
+from vae.data import load
+from vae.data.dataset import to_pixels
+from vae.run import LOSSES, Run
 
 SHIPPED = ROOT / "checkpoints" / "pretrained"
 DOCS = (ROOT / "docs" / "elsewhere.md").read_text(encoding="utf-8")
@@ -33,8 +42,8 @@ def keras_alone(tmp_path_factory) -> dict:
 
 def test_keras_alone_draws_from_the_learned_prior(keras_alone):
     """The latent vectors are as probable as those that generator.py draws."""
-    prior = Run.find(str(SHIPPED)).load_prior(24)
-    wanted = prior.log_prob(prior.draw(np.random.default_rng(0), 1000, 1.0)).mean()
+    prior = Run.find(str(SHIPPED)).load_prior()
+    wanted = prior.log_prob(prior.draw(np.random.default_rng(0), 1000)).mean()
     assert prior.log_prob(keras_alone["z"]).mean() == pytest.approx(wanted, abs=2)
     assert keras_alone["images"].shape == (100, 28, 28)
     assert keras_alone["mean"].shape == keras_alone["log_var"].shape == (100, 24)
@@ -49,3 +58,72 @@ def test_exported_halves_agree_with_keras(section, keras_alone, here):
     digits = keras_alone["decoder"].predict(keras_alone["mean"], verbose=0)
     for name, wanted in {"mean": keras_alone["mean"], "log_var": keras_alone["log_var"], "digits": digits}.items():
         np.testing.assert_allclose(names[name], wanted, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_the_shipped_files_have_no_key_that_keras_3_8_refuses(half):
+    with zipfile.ZipFile(SHIPPED / f"{half}.keras") as archive:
+        config = archive.read("config.json").decode()
+    assert [key for key in files.NEWER_KEYS if f'"{key}"' in config] == []
+
+
+ELSEWHERE = """
+import importlib.util, json, os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+import keras, numpy as np
+
+assert not any(map(importlib.util.find_spec, ("model", "vae", "main")))
+folder, x, samples = sys.argv[1], np.load(sys.argv[2]), int(sys.argv[3])
+encoder, decoder = (keras.saving.load_model(f"{folder}/{half}.keras") for half in ("encoder", "decoder"))
+mean, log_var = (part.astype(np.float64) for part in encoder.predict(x, verbose=0))
+prior = np.load(f"{folder}/prior.npz")
+rng = np.random.default_rng(1)
+
+# log sum_m w_m N(z; mean_m, F_m F_m^T), each density with its constants
+def log_prior(z):
+    total = np.full(len(z), -np.inf)
+    for w, m, f in zip(prior["weights"], prior["means"], prior["factors"].astype(np.float64)):
+        off = np.linalg.solve(f, (z - m).T)
+        total = np.logaddexp(total, np.log(w) - 0.5 * (off ** 2).sum(axis=0) - np.log(np.diag(f)).sum()
+                             - 0.5 * len(m) * np.log(2 * np.pi))
+    return total
+
+log_likelihoods, log_ratios = [], []  # log p(x|z) and log p(z) / q(z|x)
+for _ in range(samples):
+    epsilon = rng.standard_normal(mean.shape)
+    z = mean + np.exp(log_var / 2) * epsilon
+    p = np.clip(decoder.predict(z.astype(np.float32), verbose=0).astype(np.float64), 1e-9, 1 - 1e-7)
+    log_likelihoods.append((x * np.log(p) + (1 - x) * np.log(1 - p)).sum(axis=(1, 2)))
+    log_ratios.append(log_prior(z) + 0.5 * (epsilon ** 2 + log_var + np.log(2 * np.pi)).sum(axis=1))
+found = {"reconstruction_loss": -np.mean(log_likelihoods), "kl_loss": -np.mean(log_ratios)}
+found["general_loss"] = found["reconstruction_loss"] + found["kl_loss"]
+log_weights = np.add(log_likelihoods, log_ratios)  # log p(x) ~ log mean p(x|z) p(z) / q(z|x)
+found["nll"] = -np.mean(np.logaddexp.reduce(log_weights, axis=0) - np.log(samples))
+found["active_units"] = int((mean.var(axis=0) > 0.01).sum())
+print(json.dumps(found))
+"""
+
+
+def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here, capsys):
+    """From its files, Keras and NumPy, in a process that cannot import this project. On MNIST if it is there."""
+    mnist = os.environ.get("MNIST_DIR")
+    place = ["--data", mnist] if mnist else ["--dataset", "digits"]
+    evaluate.main([*place, "--json", "--arrays", "a.npz", "--importance-samples", "10"])
+    printed, config = capsys.readouterr(), Run.find(None).config
+    measured = json.loads(printed.out)
+    assert f"-> Checkpoints are restored from {SHIPPED}\n" in printed.err
+    if mnist:
+        assert [measured[loss] for loss in LOSSES] == pytest.approx([config["test"][loss] for loss in LOSSES], abs=0.15)
+        assert measured["active_units"] == sum(variance > 0.01 for variance in config["activity"])
+        assert measured["label_accuracy"] > 0.96
+
+    images = load.load(load.Source(data=mnist) if mnist else load.Source("digits")).test_images
+    chosen = np.random.default_rng(0).permutation(len(images))[:1000]  # the likelihood was estimated on these
+    np.save("x.npy", to_pixels(images[chosen]))
+    command = [sys.executable, "-I", "-c", ELSEWHERE, SHIPPED, "x.npy", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    arrays = np.load("a.npz")
+    ours = measured | {name: arrays[name][chosen].mean() for name in LOSSES}
+    for metric, value in json.loads(done.stdout).items():
+        assert ours[metric] == pytest.approx(value, rel=0.004), metric  # other posterior samples
