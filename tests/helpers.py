@@ -16,12 +16,9 @@ STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 
 def make_arrays(train: int = 6, test: int = 3) -> dict[str, np.ndarray]:
     """Random images of 28 x 28 bytes, and labels from 0, by their names in an .npz."""
-    rng = np.random.default_rng(7)
-    arrays = {}
-    for part, count in (("train", train), ("test", test)):
-        arrays[f"x_{part}"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        arrays[f"y_{part}"] = np.arange(count, dtype=np.uint8)
-    return arrays
+    images = np.random.default_rng(7).integers(0, 256, (train + test, 28, 28), dtype=np.uint8)
+    arrays = {"x_train": images[:train], "y_train": np.arange(train, dtype=np.uint8)}
+    return arrays | {"x_test": images[train:], "y_test": np.arange(test, dtype=np.uint8)}
 
 
 def to_idx(array: np.ndarray) -> bytes:
@@ -54,7 +51,6 @@ def to_csv(*rows: list) -> bytes:
 
 def write(folder: Path, **files: bytes | np.ndarray) -> Path:
     """Write files, and pictures of arrays, whose names may have `/`; return the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, np.ndarray):
@@ -65,7 +61,6 @@ def write(folder: Path, **files: bytes | np.ndarray) -> Path:
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **arrays)
     return path
 
@@ -89,8 +84,7 @@ def pixels_of(dataset: Dataset) -> set[bytes]:
 
 def assert_same(dataset: Dataset, arrays: dict[str, np.ndarray]) -> None:
     """The data set has these arrays, as `make_arrays` names them, its images as bytes."""
-    for field, wanted in zip(
-        ("train_images", "train_labels", "test_images", "test_labels"), arrays.values(), strict=True
-    ):
-        np.testing.assert_array_equal(getattr(dataset, field), wanted)
+    found = (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+    for array, wanted in zip(found, arrays.values(), strict=True):
+        np.testing.assert_array_equal(array, wanted)
     assert (dataset.train_images.dtype, dataset.test_images.dtype) == (np.uint8, np.uint8)

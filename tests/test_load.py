@@ -94,8 +94,6 @@ def test_a_run_is_shown_its_own_held_out_images(tmp_path):
         assert len(shown.train_images) == 45
     assert len(loading.load_shown(Source(data=path), config).test_images) == 50  # not transposed: others
     assert loading.load_shown(Source("digits"), config).image_shape == (16, 16)
-    os.unlink(path)
-    assert path in refuse(loading.load_shown, Source(), config)
     config = {"settings": {"data": None, "transpose": False}, "dataset": trained | {"name": "digits"}}
     assert len(loading.load_shown(Source(), config).test_images) == 297
 

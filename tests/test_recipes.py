@@ -30,7 +30,8 @@ def zipped(array: np.ndarray) -> bytes:
     return gzip.compress(to_idx(np.ascontiguousarray(array)))
 
 
-def make_files() -> dict[str, bytes | np.ndarray]:
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes | np.ndarray]:
     """What people have, for all recipes."""
     from scipy.io import savemat
 
@@ -54,11 +55,6 @@ def make_files() -> dict[str, bytes | np.ndarray]:
     return files | {"objects.npz": save(np.savez, x_train=X, y_train=NAMES.astype(object))}
 
 
-@pytest.fixture(scope="module")
-def files() -> dict[str, bytes | np.ndarray]:
-    return make_files()
-
-
 @pytest.mark.parametrize("title", BLOCKS)
 def test_a_recipe_writes_what_data_reads(tmp_path, monkeypatch, files, title):
     assert len(BLOCKS) == 13 and BLOCKS[title].count("\n") <= 8
@@ -71,9 +67,8 @@ def test_a_recipe_writes_what_data_reads(tmp_path, monkeypatch, files, title):
     exec(BLOCKS[title], {})
     dataset = load(tmp_path / "mine" if (tmp_path / "mine").is_dir() else tmp_path / "mine.npz")
     numbers = {image.tobytes(): number for number, image in enumerate(X)}
-    images = np.rint(255 * to_pixels(np.concatenate([dataset.train_images[:], dataset.test_images[:]]))).astype(
-        np.uint8
-    )
+    images = to_pixels(np.concatenate([dataset.train_images[:], dataset.test_images[:]]))
+    images = np.rint(255 * images).astype(np.uint8)
     assert numbers.keys() <= {image.tobytes() for image in images}
     assert (dataset.label_names is not None) == title.startswith(NAMED)
     for image, label in zip(images, [] if dataset.train_labels is None else dataset.train_labels, strict=False):

@@ -1,7 +1,4 @@
-"""Turn arrays as people save them into images (n, H, W), bytes or floats in [0, 1], and labels that are whole numbers.
-
-What is clear is converted, and a note says how. What looks wrong gets a warning. What is neither is refused.
-"""
+"""Turn arrays as people save them into images (n, H, W), bytes or floats in [0, 1], and labels that are numbers."""
 
 import hashlib
 import math
@@ -86,10 +83,7 @@ def _is_whole(array: np.ndarray) -> bool:
 
 
 def _find_white(draft: Draft, images: dict[str, np.ndarray], ranges: dict[str, tuple[float, float]]) -> int:
-    """The number that is white in all images of a set: 1, 255, or more.
-
-    Above 255 it is 65,535 where whole numbers reach its upper half, else the brightest of them, and is stored.
-    """
+    """The number that is white in all images of a set: 1, 255, or more, which is stored."""
     brightest = max(high for _, high in ranges.values())
     white = 1 if brightest <= ABOVE else 255
     is_plain = all(array.dtype.kind == "f" if white == 1 else array.dtype == np.uint8 for array in images.values())
@@ -150,10 +144,9 @@ def _scale(draft: Draft, role: str, images: np.ndarray, size: tuple[int, int]) -
     if images.shape[1:] == size:
         return images
     draft.notes.append("{}: {} x {} pixels are scaled to {} x {}".format(role, *images.shape[1:], *size))
-    scaled = np.empty((len(images), *size), images.dtype)
-    for index, image in enumerate(images):
-        scaled[index] = Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.BILINEAR)
-    return scaled
+    pictures = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
+    scaled = (np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR)) for picture in pictures)
+    return np.fromiter(scaled, np.dtype((images.dtype, size)), len(images))
 
 
 def _to_labels(draft: Draft, role: str) -> list[str]:

@@ -100,7 +100,7 @@ def hold_out(dataset: Dataset, share: float, seed: int, part: str = "validation"
     images, labels = dataset.train_images, dataset.train_labels
     held = max(1, round(share * len(images)))
     what = f"{held:,} of {len(images):,} training images are held out as {part} images"
-    if held >= len(images):
+    if held == len(images):
         remedy = "lower --validation-split" if part == "validation" else "a data set needs two"
         raise UserError(f"{dataset.source}: {what}, and none is left to train on; {remedy}")
     order = np.random.default_rng(seed).permutation(len(images))

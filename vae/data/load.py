@@ -33,10 +33,9 @@ def load(source: Source) -> Dataset:
 
 
 def load_shown(source: Source, config: dict) -> Dataset:
-    """Load images to show to the model of a run with this config.json: `test_images`, with labels as in the run.
+    """Load `test_images` to show to the model of a run: the given ones or its own, with its size, reading and labels.
 
-    Without a data set or a path: what the run was trained on. All images of a set without test images are shown, or,
-    of the run's own set, those that were held out. Sizes and `reading` are the run's.
+    All images of a set without test images are shown, or, of the run's own set, those that were held out.
     """
     own, trained = config["settings"], config["dataset"]
     if source.data is None and source.dataset is None:

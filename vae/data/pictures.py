@@ -24,8 +24,7 @@ def read(draft: Draft, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damaged and of large pictures
         for part, label, file in tqdm(files, "pictures", leave=False, disable=None):
-            picture = _open(file) if part else None
-            if picture is None:
+            if part is None or (picture := _open(file)) is None:
                 skipped.append(file.name)
             else:
                 sizes.append((picture.height, picture.width))

@@ -96,12 +96,11 @@ def load_digits() -> dict[str, np.ndarray]:
     """The 1,797 real digits in scikit-learn, 1,500 of them to train on, scaled smoothly to the look of MNIST."""
     package = Path(importlib.util.find_spec("sklearn").origin).parent  # to import it would take a second
     table = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
-    small, labels = table[:, :64], table[:, 64]
+    small, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
     # Bilinear interpolation as a matrix: the 8 pixels fill the middle 20 of 28, and fade into black around them.
     # Row i of the large image has its centre at position[i] of the small one.
     position = (np.arange(28) - 13.5) * 8 / 20 + 3.5
     weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(8)))  # (28, 8)
-    large = weights @ small.reshape(-1, 8, 8) @ weights.T  # (1797, 28, 28)
-    images = np.rint(large * (255 / 16)).astype(np.uint8)
+    images = np.rint(weights @ small @ weights.T * (255 / 16)).astype(np.uint8)  # (1797, 28, 28)
     parts = (images[:1500], labels[:1500], images[1500:], labels[1500:])
     return dict(zip(readers.ROLES, parts, strict=False))

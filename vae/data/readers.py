@@ -1,7 +1,4 @@
-"""Read what is at a path as arrays by role: an .npz, a folder of .npy files, MNIST's four IDX files, or CSV.
-
-Files come from the internet: nothing in them is executed. What the arrays mean does not matter here.
-"""
+"""Read what is at a path as arrays by role: .npz, .npy, MNIST's IDX files, or CSV. Nothing in a file is executed."""
 
 import csv
 import gzip
@@ -58,8 +55,7 @@ def _pick(draft: Draft, found: dict, roles: dict[str, str]) -> dict:
     picked = {}
     for name in [name for name in roles if name in found]:
         picked.setdefault(roles[name], found[name])
-    rest = [name for name, value in found.items() if value not in picked.values() and not name.startswith(".")]
-    if rest:
+    if rest := [name for name, value in found.items() if value not in picked.values() and name[0] != "."]:
         draft.notes.append(f"not read: {', '.join(rest)[:200]}")
     return picked
 
@@ -140,10 +136,9 @@ def explain(folder: Path) -> str:
     inside, marks = sorted(folder.rglob("*")), IMAGE_FILES | {"train", "test"}
     sets = {file.parent for file in inside if file.name.lower() in marks}
     sets |= {file for file in inside if file.suffix.lower() in (".npz", ".csv")}
-    classes = {file.parent for file in inside if file.suffix.lower() in PICTURES}
-    sets |= {place.parent for place in classes if place.parent.name.lower() not in marks}
-    sets -= {folder, folder.parent}
-    seen = Counter(file.suffix or file.name for file in inside if file.is_file()).most_common(4)
+    sets |= {file.parents[1] for file in inside if file.suffix.lower() in PICTURES}
+    sets = {str(place) for place in sets - {folder, folder.parent} if place.name.lower() not in ("train", "test")}
     if sets:
-        return f"name a set inside, of {len(sets):,}: {', '.join(sorted(map(str, sets))[:6])}"
+        return f"name a set inside, of {len(sets):,}: {', '.join(sorted(sets)[:6])}"
+    seen = Counter(file.suffix or file.name for file in inside if file.is_file()).most_common(4)
     return f"seen: {', '.join(f'{count:,} {ending}' for ending, count in seen) or 'nothing'}"
