@@ -98,7 +98,7 @@ def report_kills(options: Namespace, runs: Path) -> None:
     while counts["kills"] < options.kills:
         further = sum(ended) % 2
         folder = runs / f"run-{ended[1]}"
-        while kill(folder, EPOCHS[further], rng.uniform(0, span)):
+        while kill(folder, EPOCHS[further], rng.uniform(0, span) if counts["kills"] < options.kills else None):
             counts["kills"] += 1
             check(folder, reference, counts)
         ended[further] += 1
@@ -110,8 +110,8 @@ def report_kills(options: Namespace, runs: Path) -> None:
     print_table(["what", "how many"], *counts.items(), ["new runs", ended[0]], ["trained further", ended[1]])
 
 
-def kill(folder: Path, epochs: int, seconds: float) -> bool:
-    """Start or resume a run, and kill it so many seconds after its first write. Say whether it still ran then."""
+def kill(folder: Path, epochs: int, seconds: float | None) -> bool:
+    """Start or resume a run, and kill it so many seconds (None: never) after its first write. Say whether it ran."""
     which = ["--resume", folder] if folder.exists() else ["--name", folder.name]
     process = start(*KILLED, *which, "--epochs", epochs)
     wait_for_write(process, folder)
