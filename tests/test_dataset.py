@@ -62,11 +62,10 @@ def test_npy_files_larger_than_memory_are_mapped(tmp_path, monkeypatch, change):
     assert tracemalloc.get_traced_memory()[1] < arrays["x_train"].nbytes / 4
     tracemalloc.stop()
     assert (mapped.sha256, mapped.image_shape) == (copied.sha256, (28, 28))
-    rows = np.random.default_rng(1).permutation(800)[:50]
     for name in ("train_images", "validation_images", "test_images"):
         subset, array = getattr(mapped, name), getattr(copied, name)
         assert isinstance(subset, Subset)
         assert (len(subset), subset.shape, subset.dtype) == (len(array), array.shape, array.dtype)
-        for index in (slice(None), slice(7, 30), rows):
+        for index in (slice(None), slice(7, 30), np.array([40, 3, 800])):
             np.testing.assert_array_equal(subset[index], array[index])
     np.testing.assert_array_equal(mapped.train_labels, copied.train_labels)

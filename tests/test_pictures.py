@@ -51,17 +51,13 @@ def test_a_part_may_be_flat_and_a_class_of_test_images_may_be_unknown(tmp_path):
     assert keras.notes[-1].endswith("classes of test images that no training image has: all")
 
 
-def test_a_part_of_another_name_is_no_class(tmp_path):
-    assert "Testing is no name of a class" in refuse(
-        load, write(tmp_path, **{"cat/0.png": X[0], "Testing/0.png": X[0]})
-    )
-
-
 def test_a_class_has_no_folders_and_what_is_inside_is_named(tmp_path):
     others = {"sets/other/images.npy": b"", "sets/a.npz": b"", "sets/z/cat/0.png": X[0]}
     line = refuse(load, write(tmp_path, **spread("sets/mine/train/{1}/{0}.png"), **others))
     assert "sets holds a folder (mine), as no class does" in line and "docs/data.md" in line
     assert all(str(tmp_path / "sets" / name) in line for name in ("mine", "other", "a.npz", "z"))
+    part = write(tmp_path / "b", **{"cat/0.png": X[0], "Testing/0.png": X[0]})
+    assert "Testing is no name of a class" in refuse(load, part)
 
 
 def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path):

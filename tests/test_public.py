@@ -105,10 +105,3 @@ def test_the_copies_of_keras_are_used_if_they_are_intact(start, tmp_path, monkey
     monkeypatch.setitem(public.KERAS_NPZ, "mnist", f"sha256:{hashlib.sha256(npz.read_bytes()).hexdigest()}")
     assert_same(dataset := load.load(MNIST), make_arrays())
     assert (dataset.name, dataset.source) == ("mnist", f"cache {npz}")
-
-
-def test_a_cache_that_cannot_be_written(start, tmp_path, monkeypatch):
-    start(FILES)
-    monkeypatch.setenv("VAE_CACHE", str(write(tmp_path, file=b"") / "file"))
-    line = refuse(load.load, MNIST)
-    assert str(tmp_path / "file") in line and "VAE_CACHE" in line

@@ -50,7 +50,6 @@ def pictures(*parts: str) -> dict[str, np.ndarray]:
 
 FOLDERS = {
     "npy": npy(**A),
-    "npy in Fortran's order": npy(**{name: np.asfortranarray(array) for name, array in A.items()}),
     "IDX": IDX,
     "IDX of Kaggle": {f"{k}/{k}": b"" for k in STEMS} | {k.replace("-idx", ".idx"): v for k, v in IDX.items()},
     "IDX, zipped": {f"{name}.gz": gzip.compress(content) for name, content in IDX.items()},
@@ -142,7 +141,6 @@ BAD = {
     "npz, an array that is cut": ("a.npz", to_zip(x_train=to_npy(X)[:-1]), "EOF"),
     "npz, no known names": ("a.npz", to_zip(cats=to_npy(X)), "such as x_train; not read: cats"),
     "npz, labels alone": ("a.npz", to_zip(y_train=to_npy(Y)), "there are train labels, but no images"),
-    "npy, cut": ("x_train.npy", to_npy(X)[:-1], "x_train.npy: cannot be read"),
     "npy, far more declared than there is": ("x_train.npy", LARGE, "x_train.npy: cannot be read"),
     "CSV, a row that is cut": ("a.csv", to_csv([7, *ROW], [7, *ROW[:9]]), "row 2 has 10 cells of 17"),
     "CSV, a label that is missing": ("a.csv", to_csv([7, *ROW], ["", *ROW]), "row 2 has 17 cells of 17, or no label"),
@@ -150,7 +148,6 @@ BAD = {
     "CSV, a label of two lines": ("a.csv", to_csv([7, *ROW], ['"7\n8"', *ROW]), "3 lines of images, but 2 rows"),
     "CSV, names are numbers": ("a.csv", to_csv([*range(17)], [7, *ROW]), "columns are called 0, 1, 2"),
     "CSV, a number of the row": ("a.csv", to_csv(["", "label", *PIXELS], [0, 7, *ROW]), "shape is (1, 17)"),
-    "CSV, empty": ("a.csv", b"", "0 lines"),
     "CSV, no encoding": ("a.csv", to_csv([7, *ROW]) + b"\n\x81", "charmap"),
 }
 
