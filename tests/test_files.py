@@ -58,13 +58,6 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
     assert sorted(os.listdir(tmp_path)) == ["a folder", "pipe"] and (tmp_path / "pipe").is_fifo()
 
 
-def test_the_place_of_a_file_is_checked_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert files.check_place("--output", "a.png") == Path("a.png")
-    assert "--output nowhere/a.png: no such folder" in refuse(files.check_place, "--output", "nowhere/a.png")
-    assert "it is a folder" in refuse(files.check_place, "--output", str(tmp_path))
-
-
 # Reading
 
 

@@ -289,12 +289,6 @@ def test_all_at_once_without_network(root, here, monkeypatch, capsys):
     assert Run.find(None).load_reconstructions().shape == (1200, 28, 28)
 
 
-def test_a_loss_that_is_not_finite_is_one_line(root, here):
-    message = refuse(main.main, [*SMALL, "--network", "dense", "--learning-rate", "1e30", "--name", "mine"])
-    assert "finite in epoch 1" in message and "nothing was saved" in message and "--learning-rate" in message
-    assert not (root / "mine" / "decoder.keras").exists()
-
-
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_scripts_run_on_another_backend(backend, tmp_path):
     if importlib.util.find_spec(backend) is None:

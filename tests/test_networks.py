@@ -99,12 +99,11 @@ def test_batchnorm_normalises_by_the_mean_and_deviation_of_mnist():
     np.testing.assert_allclose(np.ravel(ops.convert_to_numpy(normalization(pixels))), [0, 1], atol=1e-4)
 
 
-@pytest.mark.parametrize("image_shape", [(32, 32), (64, 48)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_images_of_other_sizes(name, image_shape):
-    encoder, decoder = outline(name, image_shape)
+def test_images_of_other_sizes(name):
+    encoder, decoder = outline(name, (64, 48))
     latent = (None, NETWORKS[name].latent_dim)
-    assert encoder.input_shape == decoder.output_shape == (None, *image_shape)
+    assert encoder.input_shape == decoder.output_shape == (None, 64, 48)
     assert encoder.output_shape == [latent, latent] and decoder.input_shape == latent
 
 
