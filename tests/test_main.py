@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import ROOT, SMALL, SMALL_RUN, finish, names_in, refuse, snapshot,
 from PIL import Image
 
 import main
-from vae import files, plots, settings
+from vae import files, plots, report, settings
 from vae.data import load, public
 from vae.run import LOSSES, Run
 from vae.runs import read_config
@@ -247,15 +248,30 @@ def test_own_images_and_half_precision_in_a_hostile_environment(here, tmp_path):
     environment = os.environ | {name: str(tmp_path) for name in ("KERAS_HOME", "MPLCONFIGDIR")}
     environment |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
     environment["KERAS_BACKEND"] = environment.get("KERAS_BACKEND", "TensorFlow")
+    environment["VAE_CHECKPOINTS"] = str(here / "my runs")
     images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
     np.savez("数 own.npz", x_train=images, y_train=[*range(11), 10], x_test=images[:3], y_test=[0, 1, 2])
     flags = [*SMALL[2:], "--epochs", "1", "--batch-size", "5", "--precision", "mixed_float16"]
     done = finish("main.py", *flags, "--data", "数 own.npz", env=environment)
     assert done.returncode == 0 and "\\u6570 own.npz" in done.stdout, done.stderr
-    folder = Run.find(None).folder
-    assert folder.name == "standard-own-001" and names_in(folder) == PROMISED
+    folder = here / "my runs" / "standard-own-001"
+    assert names_in(folder) == PROMISED
+    assert done.stdout.endswith("generator.py --checkpoint 'my runs/standard-own-001'\n")  # as a shell needs it
     (row,) = history_of(folder)
     assert np.isfinite(list(row.values())).all() and 100 < row["general_loss"] < 2000
+
+
+def test_what_needs_more_than_half_of_the_memory_is_named(capsys):
+    def warn(network: int, prior: int, **given) -> str:
+        halves = [SimpleNamespace(count_params=lambda: network, output_shape=(None, 28, 28))] * 2
+        vae = SimpleNamespace(encoder=halves[0], decoder=halves[1], prior=SimpleNamespace(count_params=lambda: prior))
+        report.warn_of_memory(settings.complete(given), vae, 8 * 10**9)
+        return capsys.readouterr().err
+
+    assert warn(250_000, 60_000) == ""  # by default
+    line = warn(250_000, 84_000_000)  # --latent-dim 512 --components 300
+    assert "about 7.7 GB of memory, and this machine has 8.0 GB: a smaller --latent-dim or --components" in line
+    assert "--hidden-dim" in warn(50_000_000, 0) and "--batch-size" in warn(0, 0, batch_size=60_000)
 
 
 def test_all_at_once_without_network(root, here, monkeypatch, capsys):
