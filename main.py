@@ -10,7 +10,8 @@ from vae import backend, parallel, report, sampling, settings, terminal
 from vae.data.dataset import Dataset
 from vae.run import Run
 
-WARMUP = 0.01  # share of the training steps in which the learning rate rises
+WARMUP = 0.01  # share of the training steps in which the learning rate rises, but at least WARMUP_STEPS
+WARMUP_STEPS = 100  # or a short run can fail to learn
 MEASURED_AT_ONCE = 1000  # images in a batch that is only measured, encoded or reconstructed
 MOST_CODES = 200_000  # training images, at most, that are encoded at the end: more would not improve the statistics
 
@@ -58,7 +59,7 @@ def build_vae(options: Namespace, dataset: Dataset):
 
     # The learning rate rises to its peak in a short warm-up and falls back to 0 along a cosine.
     steps = math.ceil(len(dataset.train_images) / options.batch_size) * options.epochs
-    warmup = max(1, round(WARMUP * steps))
+    warmup = max(round(WARMUP * steps), min(WARMUP_STEPS, steps // 4), 1)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=options.learning_rate, warmup_steps=warmup
     )
