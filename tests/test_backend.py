@@ -1,12 +1,14 @@
 """What depends on the backend and the processor: two shards of a batch compute what the whole batch does."""
 
 import os
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from keras import layers, ops
 
+import main
 import model
 from vae import backend, parallel
 from vae.networks import NETWORKS
@@ -115,3 +117,11 @@ def test_the_model_is_prepared_and_compiled_as_the_settings_say(monkeypatch, pla
         assert vae.optimizer.built and vae.jit_compile == (keras.backend.backend() == "jax")
         compiled.append((type(vae.optimizer).__name__, vae.steps_per_execution))
     assert compiled == [("Adam", 5), ("LossScaleOptimizer", 3), ("Adam", 1)]  # or small gradients would be zero
+
+
+@pytest.mark.parametrize("images, epochs, wanted", [(6, 1, 1), (200, 1, 25), (2000, 1, 100), (2000, 40, 200)])
+def test_the_learning_rate_warms_up_for_a_hundred_steps_or_a_quarter_of_a_short_run(images, epochs, wanted):
+    options = complete({"network": "dense", "batch_size": 2, "epochs": epochs, "hidden_dim": 1, "latent_dim": 1})
+    dataset = SimpleNamespace(train_images=np.zeros((images, 8, 8)), image_shape=SIDES)
+    schedule = main.build_vae(options, dataset).optimizer._learning_rate
+    assert (schedule.warmup_steps, schedule.decay_steps) == (wanted, images // 2 * epochs - wanted)
