@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     terminal.import_keras()
     models = run.load_encoder(), build_log_likelihood(run.load_decoder(), options.variance), run.load_prior()
     say = sys.stderr if options.json else sys.stdout
-    print(f"-> Checkpoints are restored from {run.folder}", file=say)
+    print(f"-> Checkpoints are restored from {terminal.shown(run.folder)}", file=say)
     grey = "grey" if options.variance is None else f"Gaussian (variance {options.variance:g})"
     count = f"{len(dataset.test_images):,} test images of {dataset.name} ({dataset.source})"
     print(f"-> {count}, {'binary' if options.binarize else grey} pixels", file=say, flush=True)

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         dataset = None
         print(f"-> {error}\n-> The map shows images that the model draws instead", file=sys.stderr)
     terminal.import_keras()
-    print(f"-> Checkpoints are restored from {run.folder}", flush=True)
+    print(f"-> Checkpoints are restored from {terminal.shown(run.folder)}", flush=True)
     page = build_page(run, dataset)
     with files.replacing(output) as path:
         path.write_text(page, encoding="utf-8")

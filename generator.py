@@ -96,7 +96,7 @@ def choose(available: int, count: int, seed: int) -> np.ndarray:
 
 def announce(run: Run, what: str, options: Namespace) -> None:
     """Print what is drawn, and from which run."""
-    print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {run.folder}")
+    print(f"-> {'Reconstructions' if options.source else 'Checkpoints'} are restored from {terminal.shown(run.folder)}")
     print(f"-> Generation is started. ({what}, seed {options.seed})", flush=True)
 
 

@@ -18,6 +18,7 @@ from vae import files
 from vae.data import load
 from vae.data.dataset import to_pixels
 from vae.run import LOSSES, Run
+from vae.terminal import shown
 
 SHIPPED = ROOT / "checkpoints" / "pretrained"
 DOCS = (ROOT / "docs" / "elsewhere.md").read_text(encoding="utf-8")
@@ -111,7 +112,7 @@ def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here,
     evaluate.main([*place, "--json", "--arrays", "a.npz", "--importance-samples", "10"])
     printed, config = capsys.readouterr(), Run.find(None).config
     measured = json.loads(printed.out)
-    assert f"-> Checkpoints are restored from {SHIPPED}\n" in printed.err
+    assert f"-> Checkpoints are restored from {shown(SHIPPED)}\n" in printed.err
     if mnist:
         assert [measured[loss] for loss in LOSSES] == pytest.approx([config["test"][loss] for loss in LOSSES], abs=0.15)
         assert measured["active_units"] == sum(variance > 0.01 for variance in config["activity"])
