@@ -171,9 +171,11 @@ def test_the_learning_rate_rises_and_falls_and_the_seed_gives_the_weights(plain_
     assert np.array_equal(kernels[0], kernels[1]) and not np.isclose(kernels[0], kernels[2]).all()
     assert [(vae.beta, vae.variance, vae.importance_samples) for vae in (plain, other)] == [(1, None, 1), (4, None, 1)]
     assert (bound.variance, bound.importance_samples) == (0.5, 5)
-    rate, peak = other.optimizer._learning_rate, round(120 * main.WARMUP)  # 24 steps an epoch, 120 in all
-    rates = [float(rate(step)) for step in (0, peak, (peak + 120) / 2, 120)]
+    rate = other.optimizer._learning_rate  # 24 steps an epoch, 120 in all, at most a quarter to warm up
+    rates = [float(rate(step)) for step in (0, 30, 75, 120)]
     np.testing.assert_allclose(rates, [0, 0.01, 0.005, 0], atol=1e-6)
+    longer = [build("--epochs", epochs).optimizer._learning_rate for epochs in ("50", "500")]
+    np.testing.assert_allclose([float(rate(step)) for rate, step in zip(longer, (100, 120), strict=True)], 0.01)
 
 
 # Kill and resume
