@@ -127,4 +127,4 @@ def test_the_shipped_model_is_as_good_as_it_says_also_without_this_project(here,
     arrays = np.load("a.npz")
     ours = measured | {name: arrays[name][chosen].mean() for name in LOSSES}
     for metric, value in json.loads(done.stdout).items():
-        assert ours[metric] == pytest.approx(value, rel=0.004), metric  # other posterior samples
+        assert ours[metric] == pytest.approx(value, rel=0.004 if mnist else 0.02), metric  # other posterior samples
