@@ -30,6 +30,7 @@ from vae.terminal import UserError
 
 KILLED = ("--dataset", "digits", "--binarize", "--batch-size", "50")  # and these epochs:
 EPOCHS = (10, 15)  # of a new run, and of one that is trained further
+SPAN = 3  # seconds after a write of the state in which a kill comes, most often soon
 FEW = 6000  # images of MNIST that several devices train on
 
 
@@ -85,20 +86,16 @@ def report_kills(options: Namespace, runs: Path) -> None:
     Each run that ended is compared with one that was never killed.
     """
     reference, longer = runs / "reference", runs / "longer"
-    process = start(*KILLED, "--epochs", EPOCHS[0], "--name", "reference")
-    wait_for_write(process, reference)
-    began = time.monotonic()
-    check_end(process)
-    span = (time.monotonic() - began) / 2  # seconds in which a kill comes
+    check_end(start(*KILLED, "--epochs", EPOCHS[0], "--name", "reference"))
     shutil.copytree(reference, longer)
     check_end(start("--resume", longer, "--epochs", EPOCHS[1]))
-    counts = dict.fromkeys(("kills", "a file was half written", "files one epoch apart", "nothing was saved yet"), 0)
+    counts = dict.fromkeys(("kills", "a file was half written", "files one epoch apart"), 0)
     ended = [0, 0]  # new runs, and runs that were trained further
     untouched, rng = read_bytes(reference), np.random.default_rng(0)
     while counts["kills"] < options.kills:
         further = sum(ended) % 2
         folder = runs / f"run-{ended[1]}"
-        while kill(folder, EPOCHS[further], rng.uniform(0, span) if counts["kills"] < options.kills else None):
+        while kill(folder, EPOCHS[further], rng.integers(1, 6), SPAN * rng.random() ** 3):
             counts["kills"] += 1
             check(folder, reference, counts)
         ended[further] += 1
@@ -110,11 +107,12 @@ def report_kills(options: Namespace, runs: Path) -> None:
     print_table(["what", "how many"], *counts.items(), ["new runs", ended[0]], ["trained further", ended[1]])
 
 
-def kill(folder: Path, epochs: int, seconds: float | None) -> bool:
-    """Start or resume a run, and kill it so many seconds (None: never) after its first write. Say whether it ran."""
+def kill(folder: Path, epochs: int, writes: int, seconds: float) -> bool:
+    """Start or resume a run, and kill it a time after so many writes of its state. Say whether it still ran then."""
     which = ["--resume", folder] if folder.exists() else ["--name", folder.name]
     process = start(*KILLED, *which, "--epochs", epochs)
-    wait_for_write(process, folder)
+    for _ in range(writes):
+        wait_for_write(process, folder / "training_state.npz")
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
         check_end(process)
@@ -124,18 +122,15 @@ def kill(folder: Path, epochs: int, seconds: float | None) -> bool:
     return True
 
 
-def wait_for_write(process: subprocess.Popen, folder: Path) -> None:
-    """Wait until a process has changed a folder, or has ended."""
-    before = folder.exists() and folder.stat().st_mtime_ns
-    while process.poll() is None and before == (folder.exists() and folder.stat().st_mtime_ns):
-        time.sleep(0.01)
+def wait_for_write(process: subprocess.Popen, path: Path) -> None:
+    """Wait until a process has written a file, or has ended."""
+    before = path.exists() and path.stat().st_mtime_ns
+    while process.poll() is None and before == (path.exists() and path.stat().st_mtime_ns):
+        time.sleep(0.001)
 
 
 def check(folder: Path, finished: Path, counts: dict[str, int]) -> None:
     """After a kill, read all that the run has saved, and draw from it and from one that is finished."""
-    if not (folder / "training_state.npz").exists():
-        counts["nothing was saved yet"] += 1
-        return shutil.rmtree(folder)
     counts["a file was half written"] += any(folder.glob(".[0-9]*-*"))
     whole = [finished]
     if (folder / "history.csv").exists():  # the last file of an epoch
@@ -146,7 +141,6 @@ def check(folder: Path, finished: Path, counts: dict[str, int]) -> None:
         with contextlib.redirect_stdout(None):
             generator.main(["--checkpoint", str(run), "--count", "4", "--output", f"{folder.parent}.png"])
         Run.find(str(run)).load_encoder()
-    return None
 
 
 def read_arrays(path: Path) -> dict[str, bytes]:
