@@ -425,6 +425,7 @@ function showCurves(curves) {
     style: `stroke: ${colourOf(label)}`,
   })));
   say({ "mind-row": since, "mind-label": facts.names[end] });
+  $("mind").hidden = false;
   return best;
 }
 
