@@ -14,7 +14,7 @@ from PIL import Image
 
 import model
 from vae import callbacks, plots, terminal
-from vae.callbacks import LogAndSave, StopAtNonFinite
+from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
 from vae.data.batches import Batches
 from vae.run import LOSSES, Run
 from vae.terminal import UserError
@@ -67,6 +67,15 @@ def fit(vae, images, test_images, run: Run, epochs: int = 1) -> list[dict]:
         verbose=0,
     )
     return run.rows
+
+
+def test_the_order_of_the_images_and_all_noise_are_functions_of_seed_and_epoch():
+    calls = []
+    reseed = Reseed(SimpleNamespace(start=calls.append), 7)
+    reseed.set_model(SimpleNamespace(reseed=lambda *keys: calls.append(keys)))
+    reseed.on_epoch_begin(2)
+    reseed.on_test_begin()
+    assert calls == [2, (7, 2), (7, 3, 1)]
 
 
 # The log

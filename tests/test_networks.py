@@ -1,5 +1,6 @@
 """Every network: its layers and sizes as published, for images of any size, and what training and saving ask of it."""
 
+import re
 import zipfile
 
 import keras
@@ -115,7 +116,7 @@ def test_a_saved_network_loads_in_safe_mode_and_gives_the_same_to_the_last_bit(n
         files.save_model(half, tmp_path / "half.keras")
         with zipfile.ZipFile(tmp_path / "half.keras") as archive:
             config = archive.read("config.json").decode()
-        assert [key for key in files.NEWER_KEYS if f'"{key}"' in config] == []
+        assert not re.search('"(quantization_config|input_axes|output_axes|renorm[a-z_]*)"', config)
         loaded = keras.saving.load_model(tmp_path / "half.keras")  # in its safe mode
         for one, two in zip(*(keras.tree.flatten(each(probe)) for each in (half, loaded)), strict=True):
             np.testing.assert_array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(two))
