@@ -143,6 +143,7 @@ def test_a_run_has_the_promised_files_and_a_history_that_adds_up(small_run):
         assert np.ptp(np.asarray(Image.open(folder / name).convert("L"))) == 255
     assert set(np.unique(Image.open(folder / "training_images.png"))) == {0, 255}  # binary, as the network sees them
     assert Image.open(folder / "training.gif").n_frames == 2
+    assert Run.find(str(folder)).load_prior().labels.tolist() == list(range(10))
 
 
 def test_the_config_of_a_run_says_all_about_it(small_run):
