@@ -116,7 +116,8 @@ def test_the_log_of_a_run(small_run):
     ]
     assert banner.splitlines()[6:-3] == settled and banner.splitlines()[-3].startswith("device =  ")
     assert banner.splitlines()[-2:] == ["parameters =  288,128 (training state: 3 MB)", rule]
-    assert "image:         (None, 28, 28)\n" in stages and "epsilon:       (None, 3)\n" in stages
+    for stage in ("image:         (None, 28, 28)", "epsilon:       (None, 3)", "pixels:      (None, 28, 28)"):
+        assert f"\n{stage}\n" in stages
     assert all(re.match(r"-----|[a-z_0-9]+: +\(None, [\d, ]+\)$", line) for line in stages.splitlines())
     general, reconstruction, kl = (history_of(folder)[-1][f"test_{name}"] for name in LOSSES)
     assert [epoch[:15] for epoch in epochs[1:-1]] == ["|--- Epoch: 1/2", "|--- Epoch: 2/2"]  # more in test_callbacks.py
@@ -299,9 +300,15 @@ def test_all_at_once_without_network(root, here, monkeypatch, capsys):
     assert "train_images =  1200\nvalidation_images =  300\ntest_images =  297\n" in log.out
     (row,), losses = history_of(folder), config["test"]
     assert f"| Validation: {row['val_general_loss']:.2f} |" in log.out and "test_general_loss" not in row
+    assert row["val_general_loss"] != pytest.approx(losses["general_loss"], abs=0.01)
     assert losses["general_loss"] == pytest.approx(losses["reconstruction_loss"] + losses["kl_loss"], abs=1e-3)
     assert f"-> Test: general loss {losses['general_loss']:.2f} = " in log.out and "(297 images of digits" in log.out
     assert Run.find(None).load_reconstructions().shape == (1200, 28, 28)
+    first = np.asarray(Image.open(folder / "training_images.png"))[
+        2:86:3, 2:86:3
+    ]  # of the first batch, thrice as large
+    places = [np.array_equal(first, image) for image in load.load(load.Source("digits")).train_images]
+    assert places.index(True) > 0  # they are shuffled
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

@@ -224,7 +224,7 @@ def test_the_defaults_follow_the_images_of_a_new_run_only(root):
     with one.begin(build_vae(), replace(one.load_data(), warning="MNIST is unavailable")):
         assert (one.settings.batch_size, one.settings.epochs, one.settings.components) == (40, 50, 24)
     again = Run.resume("", {})
-    again.settings.batch_size = 7
+    again.settings.batch_size, again.settings.dataset = 7, None  # as where no --dataset was given
     assert again.load_data().replaces_mnist  # it says so again
     assert (again.settings.batch_size, again.settings.epochs, again.settings.components) == (7, 50, 24)
 
