@@ -15,14 +15,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = terminal.Parser(description="Write one HTML page to explore a model in: a map, sliders, a pad to draw on.")
     add = parser.add_argument
     add_checkpoint_flag(parser, "explore")
-    add_data_flags(parser, "the test images on the map")
-    add("--drawn", action="store_true", help="show images that the model draws instead (default: where there are none)")
+    images = add_data_flags(parser, "the test images on the map")
+    drawn = "show images that the model draws instead (default: where there are none)"
+    images.add_argument("--drawn", action="store_true", help=drawn)
     add("--output", default="explorer.html", metavar="HTML", help="the page (default: explorer.html)")
     add("--no-open", dest="open", action="store_false", help="do not open it in the browser (default: it is opened)")
-    options = parser.parse_args(arguments)
-    if options.drawn and (options.data or options.dataset):
-        parser.error("--drawn: no test images are shown then; leave out --data and --dataset")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from argparse import Namespace
 import numpy as np
 
 from vae import files, report, sampling, terminal
-from vae.data.dataset import Dataset, to_pixels
+from vae.data.dataset import Dataset, name_label, to_pixels
 from vae.run import Run
 from vae.sampling import AT_ONCE, Mixture
 from vae.settings import add_checkpoint_flag, add_data_flags
@@ -132,7 +132,7 @@ def draw(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
 
 def read_labels(texts: list[str], run: Run, prior: Mixture) -> list[int]:
     """Return the labels that --label names: a text is one label, or several between commas, or one in each letter."""
-    known = {run.name_label(label): label for label in prior.drawable_labels}
+    known = {name_label(label, run.label_names): label for label in prior.drawable_labels}
     if texts and not known:
         raise UserError("--label: the prior of this run has no labels; leave it out")
     labels = []

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vae import files
+from vae.data.dataset import name_label
 from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
 
 if TYPE_CHECKING:  # Matplotlib takes long to import, and grids do not need it
@@ -159,8 +160,9 @@ def _find_texts(labels: np.ndarray, names: list[str] | None) -> list[str]:
     from matplotlib.font_manager import findfont, get_font
 
     glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
-    texts = [names[label] if names and set(map(ord, names[label])) <= set(glyphs) else str(label) for label in labels]
-    if names and texts != [names[label] for label in labels]:
+    wanted = {label: name_label(label, names) for label in labels.tolist()}
+    texts = [name if set(map(ord, name)) <= set(glyphs) else str(label) for label, name in wanted.items()]
+    if texts != list(wanted.values()):
         print("-> The font lacks letters of some names: the figure has the numbers of these labels", file=sys.stderr)
     return texts
 

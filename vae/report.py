@@ -11,8 +11,8 @@ from vae.data.dataset import Dataset
 from vae.networks import NETWORKS
 from vae.parallel import count_cores
 from vae.run import Run, list_variables
-from vae.settings import MOST_COMPONENTS, check_shown
-from vae.terminal import find_backend, find_devices, import_keras, shown
+from vae.settings import MOST_COMPONENTS
+from vae.terminal import UserError, find_backend, find_devices, import_keras, shown
 
 LATENT_LAYERS = ("mean", "log_var", "scale")  # of an encoder; its stages show mu and sigma instead
 
@@ -36,7 +36,8 @@ def list_networks() -> None:
 
 def load_shown_images(run: Run, options: Namespace) -> Dataset:
     """Load the images that a trained model is shown, by the flags of settings.add_data_flags; print the remarks."""
-    check_shown(options)
+    if options.transpose and not (options.data or options.dataset):
+        raise UserError("--transpose: which images? The run's own are read as in training; add --data or --dataset")
     dataset = load.load_shown(load.Source(options.dataset, options.data, options.transpose), run.config)
     print_remarks(dataset)
     return dataset

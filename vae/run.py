@@ -103,13 +103,9 @@ class Run:
         return "val" if self.config["dataset"]["validation_images"] else "test"
 
     @property
-    def label_names(self) -> list[str]:
-        """The names of the labels 0, 1, ...; empty where numbers are their names."""
-        return self.config["dataset"]["label_names"] or []
-
-    def name_label(self, label: int) -> str:
-        """Return the name of a label: its number where it has no other."""
-        return self.label_names[label] if 0 <= label < len(self.label_names) else str(label)
+    def label_names(self) -> list[str] | None:
+        """The names of the labels 0, 1, ...; None where numbers are their names."""
+        return self.config["dataset"]["label_names"]
 
     def load_data(self) -> Dataset:
         """Load the images to train on; for a run that is resumed, they must be the same as before."""

@@ -34,11 +34,7 @@ SETTINGS = {
     "dataset": (None, "images to train on (default: mnist; digits where it is unavailable)", {"choices": DATASETS}),
     "data": (None, "your own images instead: a folder or a file; docs/data.md (default: none)", {"metavar": "PATH"}),
     "transpose": (False, "swap rows and columns of every image", {}),
-    "image_size": (
-        None,
-        "scale images to N x N, 8 to 128 (default: the nearest such size)",
-        {"type": image_size},
-    ),
+    "image_size": (None, "scale images to N x N, 8 to 128 (default: the nearest such size)", {"type": image_size}),
     "validation_split": (None, "share of the training images that epochs are measured on", {"type": split}),
     "epochs": (None, "passes over the training images", {"type": positive_integer}),
     "batch_size": (None, "images in a training step", {"type": positive_integer}),
@@ -68,12 +64,14 @@ def flag(name: str) -> str:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give the parser a flag for every setting. A flag that is not given does not appear in what it returns."""
+    images = parser.add_mutually_exclusive_group()
     for name, (default, text, options) in SETTINGS.items():
         if default is False:
             options = {"action": "store_true"}
         if "default:" not in text:
             text += f" (default: {_describe_default(name, default)})"
-        parser.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **options)
+        place = images if name in ("dataset", "data") else parser
+        place.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **options)
     text = "go on with the run in DIR, or the newest unfinished one; or further, with more --epochs (default: new run)"
     parser.add_argument("--resume", nargs="?", const="", default=argparse.SUPPRESS, metavar="DIR", help=text)
 
@@ -90,11 +88,13 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, use: str) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help=f"the run to {use} (default: {newest})")
 
 
-def add_data_flags(parser: argparse.ArgumentParser, use: str) -> None:
-    """Give the parser the flags that say which images a trained model is shown."""
-    parser.add_argument("--dataset", choices=DATASETS, help=f"{use} (default: what the run was trained on)")
-    parser.add_argument("--data", metavar="PATH", help="or your own, as in main.py --data (default: as --dataset)")
+def add_data_flags(parser: argparse.ArgumentParser, use: str) -> argparse._MutuallyExclusiveGroup:
+    """Give the parser the flags that say which images a trained model is shown; return those of one choice."""
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--dataset", choices=DATASETS, help=f"{use} (default: what the run was trained on)")
+    images.add_argument("--data", metavar="PATH", help="or your own, as in main.py --data (default: as --dataset)")
     parser.add_argument("--transpose", action="store_true", help="swap their rows and columns (default: off)")
+    return images
 
 
 def complete(given: dict) -> Namespace:
@@ -125,8 +125,6 @@ def fit_defaults(settings: Namespace, given: dict, count: int) -> None:
 
 def check(settings: Namespace, given: dict) -> None:
     """Refuse settings that contradict each other, or have no effect, before anything heavy is imported."""
-    if settings.data and settings.dataset:
-        raise UserError("--dataset: it contradicts --data; give one of the two")
     if settings.binarize and settings.likelihood == "gaussian":
         raise UserError("--binarize: binary pixels are not Gaussian; leave out --binarize or --likelihood gaussian")
     if settings.importance_samples > 1 and settings.beta != 1:
@@ -137,14 +135,6 @@ def check(settings: Namespace, given: dict) -> None:
         raise UserError("--components: N(0, I) has none; add --prior mixture, or leave it out")
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard: TensorBoard is not installed; pip install tensorboard")
-
-
-def check_shown(options: Namespace) -> None:
-    """Refuse flags of `add_data_flags` that contradict each other, or have no effect."""
-    if options.data and options.dataset:
-        raise UserError("--dataset: it contradicts --data; give one of the two")
-    if options.transpose and not (options.data or options.dataset):
-        raise UserError("--transpose: which images? The run's own are read as in training; add --data or --dataset")
 
 
 def variance_of(settings: Namespace) -> float | None:

@@ -76,11 +76,24 @@ def import_keras(threads: int | None = None):
     # training without it takes 1.5 times as long.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     nowhere = os.path.join(os.devnull, "keras")  # a place that cannot exist
-    with _silence_stderr(), _set_variable("KERAS_HOME", nowhere):
+    with _silence_stderr(), _set_variable("KERAS_HOME", nowhere), _hide_modules("sklearn", "matplotlib.pyplot"):
         import keras
 
         find_devices()  # the search for a GPU writes notices, too
     return keras
+
+
+@contextmanager
+def _hide_modules(*names: str) -> Iterator[None]:
+    """Let modules seem not to be installed for a while, if nobody has imported them yet.
+
+    Keras imports these two for parts of it that are not used here. It takes a third of its time.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    yield
+    for name in hidden:
+        del sys.modules[name]
 
 
 def find_backend() -> str:

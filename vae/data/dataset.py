@@ -1,5 +1,6 @@
 """What a data set is: images to train on, to validate on and to test on, in memory or in a mapped file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -83,6 +84,11 @@ class Draft:
         told = {"warning": "\n".join(self.warnings) or None, "notes": tuple(f"{source}: {note}" for note in self.notes)}
         stored = {"sha256": self.sha256, "label_names": self.label_names, "reading": self.reading}
         return Dataset(name=name, source=source, **arrays, **told, **stored)
+
+
+def name_label(label: int, names: Sequence[str] | None) -> str:
+    """The name of a label: its number where it has no other."""
+    return names[label] if names and 0 <= label < len(names) else str(label)
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:

@@ -9,13 +9,13 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from vae import networks
-from vae.data.dataset import Dataset, to_pixels
+from vae.data.dataset import Dataset, name_label, to_pixels
 from vae.latent_map import COLOURS, MOST_NAMES, ON_MAP, choose_codes, is_plane, place_codes, place_names
 from vae.metrics import ACTIVE
 from vae.run import Run
@@ -51,6 +51,7 @@ def build_page(run: Run, dataset: Dataset | None) -> str:
     numbers = None if labels is None else np.searchsorted(classes, labels)
     trained_on = run.config["dataset"]["name"]
     shown = trained_on if dataset is None else dataset.name
+    names = (dataset and dataset.label_names) or run.label_names
     build = networks.NETWORKS[run.settings.network].build
     paper, ink = _find_paper_and_ink(images)
     facts = {
@@ -70,7 +71,7 @@ def build_page(run: Run, dataset: Dataset | None) -> str:
         "paper": paper,
         "ink": ink,
         "active": _order_active(codes),
-        "names": _name_labels(classes, (dataset and dataset.label_names) or run.label_names),
+        "names": [name_label(label, names) for label in classes.tolist()],
         "colours": COLOURS,
         "count": len(codes),
         "images": _pack(images, "uint8"),
@@ -198,11 +199,6 @@ def _find_paper_and_ink(images: np.ndarray) -> tuple[float, float]:
     borders = np.concatenate([images[:, [0, -1]].ravel(), images[:, :, [0, -1]].ravel()])
     paper, darkest, brightest = (float(np.median(x)) for x in (borders, images.min((1, 2)), images.max((1, 2))))
     return paper / 255, (brightest if brightest - paper >= paper - darkest else darkest) / 255
-
-
-def _name_labels(labels: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Return the names of labels (C,): a number where there is no other."""
-    return [names[label] if 0 <= label < len(names) else str(label) for label in labels.tolist()]
 
 
 def _order_active(codes: np.ndarray) -> list[int]:
