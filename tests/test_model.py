@@ -111,26 +111,20 @@ def test_reconstruction_loss_is_the_cross_entropy_summed_over_the_pixels(rng):
     for sample in range(3):
         expected = cross_entropy(images[:, 0], sigmoid(logits[:, sample]))
         np.testing.assert_allclose(found[:, sample], expected, rtol=1e-5)
-    ignorant = model.reconstruction_loss(rng.random((2, 1, 28, 28), np.float32), np.zeros((2, 1, 28, 28), np.float32))
-    np.testing.assert_allclose(ops.convert_to_numpy(ignorant), 784 * math.log(2), rtol=1e-6)
     pixels, logits = np.float32([1, 0, 1, 0]), np.float32([-100, 100, 100, -100])  # a decoder that is sure
     sure = model.reconstruction_loss(*(each.reshape(4, 1, 1, 1) for each in (pixels, logits)))
     np.testing.assert_allclose(ops.convert_to_numpy(sure)[:, 0], [100, 100, 0, 0], atol=1e-6)
 
 
-def test_gaussian_pixels_have_the_density_of_a_normal(rng):
-    images, logits = rng.random((6, 1, *SIDES), np.float32), 2 * rng.standard_normal((6, 3, *SIDES), np.float32)
-    found = model.reconstruction_loss(images, logits, variance=0.04)
-    expected = -norm.logpdf(images, sigmoid(logits), 0.2).sum(axis=(2, 3))
-    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-5)
-
-
-def test_kl_loss_of_the_normal_prior_by_hand():
+def test_kl_loss_of_both_priors_by_hand():
     mean = np.float32([[0, 0, 0, 0], [1, -3, 0, 0], [1, 0, 0, -3]])
     log_var = np.float32([[0, 0, 0, 0], [0, 0, math.log(4), -2], [0, math.log(4), 0, 0]])
     by_hand = [0, 0.5 + 4.5 + (3 - math.log(4)) / 2 + (1 + math.exp(-2)) / 2, 0.5 + (3 - math.log(4)) / 2 + 4.5]
     found = model.NormalPrior().kl_loss(mean, log_var, None)
     np.testing.assert_allclose(ops.convert_to_numpy(found), by_hand, rtol=1e-6, atol=1e-7)
+    entropies, log_prior = norm.entropy(0, np.exp(log_var / 2)).sum(axis=1), np.float32([-5, -6, -7])
+    found = make_mixture(3, 4).kl_loss(mean, log_var, log_prior)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), -entropies - log_prior, rtol=1e-6)
 
 
 def test_importance_weighted_loss_by_hand():
@@ -138,8 +132,6 @@ def test_importance_weighted_loss_by_hand():
     by_hand = [100 - math.log((1 + math.exp(-1) + math.exp(-2)) / 3), 1e4 - math.log(2 / 3)]
     found = ops.convert_to_numpy(model.importance_weighted_loss(log_weights))
     np.testing.assert_allclose(found, by_hand, rtol=1e-6)
-    single = ops.convert_to_numpy(model.importance_weighted_loss(log_weights[:, :1]))
-    np.testing.assert_allclose(single, [100, 1e4])
 
 
 # The priors
@@ -165,18 +157,6 @@ def test_a_mixture_begins_as_unit_gaussians_of_equal_weight():
     np.testing.assert_allclose(weights, 0.02)
     np.testing.assert_allclose(covariances, [np.eye(3)] * 50)
     assert 0.8 < np.std(means) < 1.2
-
-
-def test_the_kl_to_a_mixture_is_the_integral_on_average():
-    """In one dimension, against numbers on a grid."""
-    prior = make_mixture(3, 1)
-    mean, log_var = np.full((20_000, 1), 0.4, np.float32), np.full((20_000, 1), -0.6, np.float32)
-    grid = np.linspace(-8, 8, 4001)
-    log_q = norm.logpdf(grid, 0.4, np.exp(-0.3))
-    exact = np.trapezoid(np.exp(log_q) * (log_q - log_mixture(prior, grid[:, None])), grid)
-    z = sampling.draw_codes(mean, log_var, np.random.default_rng(0))
-    found = ops.convert_to_numpy(prior.kl_loss(mean, log_var, prior.log_prob(z)))
-    assert found.mean() == pytest.approx(exact, abs=0.02)
 
 
 # The VAE
