@@ -88,3 +88,15 @@ def assert_same(dataset: Dataset, arrays: dict[str, np.ndarray]) -> None:
     for array, wanted in zip(found, arrays.values(), strict=True):
         np.testing.assert_array_equal(array, wanted)
     assert (dataset.train_images.dtype, dataset.test_images.dtype) == (np.uint8, np.uint8)
+
+
+def read_frames(path: Path) -> tuple[list[np.ndarray], list[int]]:
+    """Return the frames of an animation, (height, width) of grey values, and their times."""
+    frames, times = [], []
+    with Image.open(path) as picture:
+        assert picture.info["loop"] == 0  # for ever
+        for number in range(picture.n_frames):
+            picture.seek(number)
+            frames.append(np.asarray(picture.convert("L")).astype(int))
+            times.append(picture.info["duration"])
+    return frames, times
