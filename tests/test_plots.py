@@ -31,10 +31,6 @@ def lay_out(images: np.ndarray, columns: int) -> np.ndarray:
     return np.pad(np.vstack(rows), ((0, 2), (0, 2)))
 
 
-def grid_of(figure: Figure) -> np.ndarray:
-    return np.asarray(figure.axes[0].images[0].get_array())
-
-
 def render(figure: Figure) -> np.ndarray:
     """Return the picture that a figure becomes."""
     file = io.BytesIO()
@@ -148,29 +144,30 @@ def test_the_first_epoch_does_not_press_the_others_together():
         assert [list(line.get_xdata()) for line in axes.get_lines()] == [list(range(2, 11))] * 2
 
 
+def assert_shows(figure: Figure, images: np.ndarray, columns: int, names: list[str], title: str) -> None:
+    """The figure has the images on a grid, and a name beside the middle of each row."""
+    (axes,) = figure.axes
+    grid = lay_out(images, columns)
+    np.testing.assert_array_equal(axes.images[0].get_array(), grid)
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    np.testing.assert_allclose(axes.get_yticks() / len(grid), (np.arange(len(names)) + 0.5) / len(names))
+    assert figure.get_suptitle() == title and render(figure).shape[1] > 400
+
+
 @pytest.mark.parametrize("count, columns, rows", [(6, 3, 2), (7, 3, 2), (2, 10, 1), (1, 10, 1)])
 def test_originals_are_above_their_reconstructions(images, count, columns, rows):
     originals = images[:count]
     figure = plots.reconstructions(originals, 1 - originals, "test images", columns)
     columns = min(columns, count)
     shown = originals[: rows * columns].reshape(rows, 1, columns, *SIDES)
-    pairs = np.concatenate([shown, 1 - shown], axis=1)  # (rows, 2, columns, H, W)
-    np.testing.assert_array_equal(grid_of(figure), lay_out(pairs.reshape(-1, *SIDES), columns))
-    (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["original", "reconstruction"] * rows
-    ticks = 2 + 38 * np.arange(2 * rows) + 18  # the middle of each row
-    np.testing.assert_allclose(axes.get_yticks(), ticks, atol=2)
-    assert figure.get_suptitle() == "test images"
-    assert render(figure).shape[1] > 400
+    pairs = np.concatenate([shown, 1 - shown], axis=1).reshape(-1, *SIDES)
+    assert_shows(figure, pairs, columns, ["original", "reconstruction"] * rows, "test images")
 
 
 def test_strangest_images_are_shown_in_their_order_beside_their_losses(images):
     figure = plots.strangest_images(images, np.array([99.6, 80, 70, 60.2, 50, 40, 3.14]), "strange", columns=3)
-    np.testing.assert_array_equal(grid_of(figure), lay_out(images, 3))
-    (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["100", "60", "3"]
-    assert figure.get_suptitle() == "strange\nleft: the negative ELBO of each row's first image, in nats"
-    assert render(figure).shape[1] > 400
+    title = "strange\nleft: the negative ELBO of each row's first image, in nats"
+    assert_shows(figure, images, 3, ["100", "60", "3"], title)
 
 
 # The latent space

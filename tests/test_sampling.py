@@ -165,9 +165,8 @@ def test_a_walk_in_the_normal_prior_stays_on_the_sphere_between_its_ends():
 def make_clusters(*means: tuple, deviation: float = 0.5) -> Mixture:
     """Return a mixture of round Gaussians of equal weight at these places in the plane."""
     count = len(means)
-    factors = np.stack([deviation * np.eye(2, dtype=np.float32)] * count)
-    weights = np.full(count, 1 / count, np.float32)
-    return Mixture(weights, np.array(means, np.float32), factors, np.empty(0, int), np.empty((count, 0)))
+    factors = np.stack([deviation * np.eye(2)] * count)
+    return sampling.read_mixture({"weights": np.full(count, 1 / count), "means": np.array(means), "factors": factors})
 
 
 def test_a_walk_in_a_mixture_takes_the_bridge_between_two_clusters():
