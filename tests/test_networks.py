@@ -54,6 +54,7 @@ LAYERS = {
         logits 28x28, pixels 28x28 sigmoid""",
 }
 SMALL = (12, 8)  # the smallest image of unequal sides that every network can draw
+IMAGES = np.random.default_rng(11).random((9, *SMALL), np.float32)
 LATENT = 5
 
 
@@ -68,11 +69,6 @@ def describe(layer: layers.Layer) -> str:
     activation = getattr(getattr(layer, "activation", None), "__name__", "")
     kernel = layer.kernel_size[0] if isinstance(layer, layers.Conv2DTranspose) else ""
     return " ".join(f"{layer.name} {shape} {activation} {kernel} {getattr(layer, 'rate', '')}".split())
-
-
-@pytest.fixture
-def images() -> np.ndarray:
-    return np.random.default_rng(11).random((9, *SMALL), np.float32)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -102,10 +98,10 @@ def test_images_of_other_sizes(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_saved_network_loads_in_safe_mode_and_gives_the_same_to_the_last_bit(name, images, tmp_path):
+def test_a_saved_network_loads_in_safe_mode_and_gives_the_same_to_the_last_bit(name, tmp_path):
     """Older versions of Keras load it, too: it has none of the keys that they refuse."""
     z = np.random.default_rng(3).standard_normal((9, LATENT), np.float32)
-    for half, probe in zip(NETWORKS[name].build(SMALL, 6, LATENT), (images, z), strict=True):
+    for half, probe in zip(NETWORKS[name].build(SMALL, 6, LATENT), (IMAGES, z), strict=True):
         assert all(type(layer).__module__.startswith("keras.") for layer in half.layers)
         files.save_model(half, tmp_path / "half.keras")
         with zipfile.ZipFile(tmp_path / "half.keras") as archive:
@@ -119,12 +115,12 @@ def test_a_saved_network_loads_in_safe_mode_and_gives_the_same_to_the_last_bit(n
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_results_are_float32_under_mixed_precision(name, images, plain_keras):
+def test_results_are_float32_under_mixed_precision(name, plain_keras):
     plain_keras.config.set_dtype_policy("mixed_bfloat16")
     encoder, decoder = NETWORKS[name].build(SMALL, 6, LATENT)
-    mean, log_var = encoder(images)
+    mean, log_var = encoder(IMAGES)
     prior = model.MixturePrior(3, LATENT)
-    for tensor in (mean, log_var, decoder(mean), *model.VAE((encoder, decoder), prior)(images, training=True)):
+    for tensor in (mean, log_var, decoder(mean), *model.VAE((encoder, decoder), prior)(IMAGES, training=True)):
         assert keras.backend.standardize_dtype(tensor.dtype) == "float32"
     assert all(variable.dtype == "float32" for variable in prior.weights)
     for half in (encoder, decoder):

@@ -16,11 +16,7 @@ from PIL import Image
 from vae import plots
 
 SIDES = (12, 8)  # height and width
-
-
-@pytest.fixture
-def images():
-    return np.random.default_rng(3).random((7, *SIDES), np.float32)
+IMAGES = np.random.default_rng(3).random((7, *SIDES), np.float32)
 
 
 def lay_out(images: np.ndarray, columns: int) -> np.ndarray:
@@ -41,10 +37,10 @@ def render(figure: Figure) -> np.ndarray:
 # Grids
 
 
-def test_images_lie_row_by_row_and_the_rest_is_black(images):
-    grid = plots.tile(images, columns=3)
+def test_images_lie_row_by_row_and_the_rest_is_black():
+    grid = plots.tile(IMAGES, columns=3)
     assert grid.dtype == np.uint8
-    np.testing.assert_array_equal(grid, lay_out(images, 3))
+    np.testing.assert_array_equal(grid, lay_out(IMAGES, 3))
 
 
 @pytest.mark.parametrize("count, columns, zoom", [(1, 10, 3), (100, 10, 3), (10_000, 100, 1), (400, 1, 1), (180, 1, 1)])
@@ -54,8 +50,8 @@ def test_images_are_large_on_small_grids_and_never_smaller_than_they_are(count, 
     assert grid.shape == (2 + (28 * zoom + 2) * (count // columns), 2 + (20 * zoom + 2) * columns)
 
 
-def test_a_picture_is_of_the_kind_that_its_name_says_and_png_holds_the_grid_pixel_for_pixel(images, tmp_path):
-    grid = plots.tile(images, columns=4)
+def test_a_picture_is_of_the_kind_that_its_name_says_and_png_holds_the_grid_pixel_for_pixel(tmp_path):
+    grid = plots.tile(IMAGES, columns=4)
     for suffix, start in ((".png", b"\x89PNG"), (".jpg", b"\xff\xd8\xff"), (".pdf", b"%PDF")):
         plots.write_picture(grid, tmp_path / f"grid{suffix}")
         assert (tmp_path / f"grid{suffix}").read_bytes().startswith(start)
@@ -155,8 +151,8 @@ def assert_shows(figure: Figure, images: np.ndarray, columns: int, names: list[s
 
 
 @pytest.mark.parametrize("count, columns, rows", [(6, 3, 2), (7, 3, 2), (2, 10, 1), (1, 10, 1)])
-def test_originals_are_above_their_reconstructions(images, count, columns, rows):
-    originals = images[:count]
+def test_originals_are_above_their_reconstructions(count, columns, rows):
+    originals = IMAGES[:count]
     figure = plots.reconstructions(originals, 1 - originals, "test images", columns)
     columns = min(columns, count)
     shown = originals[: rows * columns].reshape(rows, 1, columns, *SIDES)
@@ -164,10 +160,10 @@ def test_originals_are_above_their_reconstructions(images, count, columns, rows)
     assert_shows(figure, pairs, columns, ["original", "reconstruction"] * rows, "test images")
 
 
-def test_strangest_images_are_shown_in_their_order_beside_their_losses(images):
-    figure = plots.strangest_images(images, np.array([99.6, 80, 70, 60.2, 50, 40, 3.14]), "strange", columns=3)
+def test_strangest_images_are_shown_in_their_order_beside_their_losses():
+    figure = plots.strangest_images(IMAGES, np.array([99.6, 80, 70, 60.2, 50, 40, 3.14]), "strange", columns=3)
     title = "strange\nleft: the negative ELBO of each row's first image, in nats"
-    assert_shows(figure, images, 3, ["100", "60", "3"], title)
+    assert_shows(figure, IMAGES, 3, ["100", "60", "3"], title)
 
 
 # The latent space
