@@ -1,18 +1,17 @@
 """Temporary folders for all that the scripts read and write, and one small run that many tests look at."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--dataset", "digits", "--epochs", "2", "--hidden-dim", "8", "--latent-dim", "3", "--batch-size", "64")
@@ -49,22 +48,13 @@ def root(tmp_path, monkeypatch) -> Path:
 def small_run(tmp_path_factory) -> SimpleNamespace:
     """A small model of the digits, trained by a process of its own: its folder and log. Do not change it."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"  # one for all workers
-    deadline = time.monotonic() + 300
-    try:
-        folder.mkdir()
-    except FileExistsError:  # another worker trains it
-        while not list(folder.glob("exit-*")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    else:
-        environment = os.environ | {"VAE_CHECKPOINTS": str(folder / "runs")}
-        with open(folder / "log.txt", "w") as log:
-            command = [sys.executable, ROOT / "main.py", *SMALL_RUN]
-            status = subprocess.run(command, stdout=log, stderr=log, env=environment, timeout=300).returncode
-        (folder / f"exit-{status}").touch()
-    log = (folder / "log.txt").read_bytes().decode()
-    assert (folder / "exit-0").exists(), log
-    return SimpleNamespace(folder=folder / "runs" / "standard-digits-001", log=log)
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"
+    with FileLock(f"{folder}.lock", timeout=300):  # one worker trains it for all
+        if not folder.exists():
+            done = finish("main.py", *SMALL_RUN, env=os.environ | {"VAE_CHECKPOINTS": str(folder)})
+            assert done.returncode == 0, done.stderr
+            (folder / "log.txt").write_text(done.stderr + done.stdout)
+    return SimpleNamespace(folder=folder / "standard-digits-001", log=(folder / "log.txt").read_text())
 
 
 @pytest.fixture
@@ -120,9 +110,8 @@ def names_in(folder: Path) -> set[str]:
 def snapshot(folder: Path) -> dict[str, tuple]:
     """Return every file and folder in a folder, with the content of files and the time of their last change."""
     return {
-        str(path.relative_to(folder)): path.is_file()
-        and (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted(folder.rglob("*"))
+        str(path.relative_to(folder)): path.is_file() and (path.stat().st_mtime_ns, hash(path.read_bytes()))
+        for path in folder.rglob("*")
         if path.name != ".lock"
     }
 

@@ -98,9 +98,6 @@ def test_shards_and_one_thread_an_operation_on_two_cores_alone(given, machine, s
 def test_the_cores_that_the_process_may_use_are_counted(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 7}, raising=False)
     assert parallel.count_cores() == 3
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    assert parallel.count_cores() == 12
 
 
 def test_the_model_is_prepared_and_compiled_as_the_settings_say(monkeypatch, plain_keras):
@@ -119,9 +116,10 @@ def test_the_model_is_prepared_and_compiled_as_the_settings_say(monkeypatch, pla
     assert compiled == [("Adam", 5), ("LossScaleOptimizer", 3), ("Adam", 1)]  # or small gradients would be zero
 
 
-@pytest.mark.parametrize("images, epochs, wanted", [(6, 1, 1), (200, 1, 25), (2000, 1, 100), (2000, 40, 400)])
-def test_the_learning_rate_warms_up_for_a_hundred_steps_or_a_quarter_of_a_short_run(images, epochs, wanted):
+@pytest.mark.parametrize("images, epochs, warmup", [(6, 1, 1), (200, 1, 25), (2000, 1, 100), (2000, 40, 400)])
+def test_the_learning_rate_rises_for_a_hundred_steps_or_a_quarter_of_a_short_run_and_falls(images, epochs, warmup):
     options = complete({"network": "dense", "batch_size": 2, "epochs": epochs, "hidden_dim": 1, "latent_dim": 1})
     dataset = SimpleNamespace(train_images=np.zeros((images, 8, 8)), image_shape=SIDES)
-    schedule = main.build_vae(options, dataset).optimizer._learning_rate
-    assert (schedule.warmup_steps, schedule.decay_steps) == (wanted, images // 2 * epochs - wanted)
+    rate, steps = main.build_vae(options, dataset).optimizer._learning_rate, images // 2 * epochs
+    found = [float(rate(step)) for step in (0, warmup / 2, warmup, (warmup + steps) / 2, steps)]
+    np.testing.assert_allclose(found, [0, 0.003, 0.006, 0.003, 0], atol=1e-8)

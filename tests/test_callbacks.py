@@ -1,14 +1,11 @@
 """What `fit` calls in an epoch: the log, the saving, the frames, and the stop at a loss that is not finite."""
 
 import re
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from conftest import HOME
 from keras import layers, ops
 from PIL import Image
 
@@ -17,25 +14,19 @@ from vae import callbacks, plots, terminal
 from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
 from vae.data.batches import Batches
 from vae.run import LOSSES, Run
+from vae.settings import complete
 from vae.terminal import UserError
 
 COUNT = 23
 SIDES = (4, 4)
 
 
-class StubRun(Run):
-    """A run that saves nothing but its rows, and calls `saved` after each."""
-
-    def __init__(self, rows: int = 0, validation: int = 0, beta: float = 1.0, saved=lambda: None):
-        settings = SimpleNamespace(seed=0, beta=beta, latent_dim=2, tensorboard=False)
-        super().__init__(settings, config={"dataset": {"validation_images": validation}})
-        self.saved, self.folder = saved, Path(tempfile.mkdtemp(dir=HOME))
-        for epoch in range(1, rows + 1):
-            self.rows.append(self.make_row([50.0 - epoch] * 6, 1.0, 10.0 * epoch))
-
-    def save_epoch(self, vae, row, frame):
-        self.rows.append(row)
-        self.saved()
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run whose epochs are saved in no file."""
+    run = Run(complete({"latent_dim": 2}), tmp_path, {"dataset": {"validation_images": 0}})
+    run._save = lambda vae: None
+    return run
 
 
 @pytest.fixture
@@ -54,8 +45,8 @@ def vae():
     return vae
 
 
-def fit(vae, images, test_images, run: Run, epochs: int = 1) -> list[dict]:
-    """Fit as main.py does, and return the rows."""
+def fit(vae, run: Run, images, test_images, epochs: int = 1) -> None:
+    """Fit as main.py does."""
     batches = Batches(images, 10, seed=0, shuffle=True)
     vae.fit(
         batches,
@@ -66,7 +57,6 @@ def fit(vae, images, test_images, run: Run, epochs: int = 1) -> list[dict]:
         shuffle=False,
         verbose=0,
     )
-    return run.rows
 
 
 def test_the_order_of_the_images_and_all_noise_are_functions_of_seed_and_epoch():
@@ -78,17 +68,14 @@ def test_the_order_of_the_images_and_all_noise_are_functions_of_seed_and_epoch()
     assert calls == [2, (7, 2), (7, 3, 1)]
 
 
-# The log
-
-
-def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, images, capsys):
+def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, run, images, capsys):
     vae.optimizer.learning_rate = 0.0  # so that the model of every batch is the same
     printed = []
-    run = StubRun(saved=lambda: printed.append(capsys.readouterr().out))
-    rows = fit(vae, images, images[:15], run, epochs=2)
+    run._save = lambda vae: printed.append(capsys.readouterr().out)
+    fit(vae, run, images, images[:15], epochs=2)
     printed.append(capsys.readouterr().out)
-    assert [row["epoch"] for row in rows] == [1, 2] and printed[0] == ""
-    for row, line in zip(rows, printed[1:], strict=True):
+    assert [row["epoch"] for row in run.rows] == [1, 2] and printed[0] == ""
+    for row, line in zip(run.rows, printed[1:], strict=True):
         assert line == (
             f"|--- Epoch: {row['epoch']}/2 \t---> General loss: {row['general_loss']:.2f} | "
             f"Reconstruction loss: {row['reconstruction_loss']:.2f} | KL-divergence loss: {row['kl_loss']:.2f} | "
@@ -103,7 +90,7 @@ def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, 
         assert picture.size == (114, 16)
 
 
-def test_times_and_progress_of_a_resumed_run(vae, monkeypatch, capsys):
+def test_times_and_progress_of_a_resumed_run(vae, run, monkeypatch, capsys):
     class Bar(callbacks.tqdm):
         def __init__(self, **options):
             super().__init__(**options | {"disable": False, "file": SimpleNamespace(write=len, flush=str)})
@@ -111,7 +98,8 @@ def test_times_and_progress_of_a_resumed_run(vae, monkeypatch, capsys):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(callbacks, "tqdm", Bar)
-    run = StubRun(rows=2, validation=300)  # 20 s so far
+    run.config["dataset"]["validation_images"] = 300
+    run.rows = [{"elapsed": 10.0}, {"elapsed": 20.0}]
     log = LogAndSave(run, None, np.zeros((3, *SIDES), np.float32))
     log.set_params({"steps": 3, "epochs": 100})
     log.set_model(vae)
@@ -133,10 +121,10 @@ def test_times_and_progress_of_a_resumed_run(vae, monkeypatch, capsys):
     assert re.match(r"\|--- Epoch:   3/100 \t---> General.* \| Validation: 6.00 \| 10.0 s\n", capsys.readouterr().out)
 
 
-def test_a_frame_has_the_same_noise_after_every_epoch(vae, images, monkeypatch):
+def test_a_frame_has_the_same_noise_after_every_epoch(vae, run, images, monkeypatch):
     monkeypatch.setattr(plots, "training_frame", lambda *parts: parts)
     vae.prior = model.MixturePrior(4, 2)
-    log = LogAndSave(StubRun(), None, images[:3])
+    log = LogAndSave(run, None, images[:3])
     log.set_model(vae)
     draws, originals, reconstructions = log._draw_frame()
     assert draws.shape == (25, *SIDES) and originals is log._shown and reconstructions.shape == (3, *SIDES)
@@ -148,31 +136,28 @@ def test_a_frame_has_the_same_noise_after_every_epoch(vae, images, monkeypatch):
     assert not np.isclose(moved[0], draws).any() and np.array_equal(moved[2], reconstructions)
 
 
-# The stop
-
-
 @pytest.mark.parametrize("where, bad", [("training", np.nan), ("test", np.inf)])
-def test_an_epoch_whose_loss_is_not_finite_is_not_saved(vae, images, capsys, where, bad):
+def test_an_epoch_whose_loss_is_not_finite_is_not_saved(vae, run, images, where, bad):
     harmed = np.where(np.arange(COUNT)[:, None, None] == 3, bad, images).astype(np.float32)
-    run = StubRun()
     when = r"by step \d of 3" if where == "training" else "by its end"
     message = rf"^the loss stopped .* in epoch 1, {when}; nothing was saved; try a lower --learning-rate$"
     with pytest.raises(UserError, match=message):
-        fit(vae, *((harmed, images) if where == "training" else (images, harmed)), run)
-    assert run.rows == [] and capsys.readouterr().out == ""
+        fit(vae, run, *((harmed, images) if where == "training" else (images, harmed)))
+    assert run.rows == []
 
 
-def test_the_epoch_before_the_bad_one_is_saved_and_a_large_beta_is_named(vae, images):
+def test_the_epoch_before_the_bad_one_is_saved_and_a_large_beta_is_named(vae, run, images):
+    run.settings.beta = 2.0
     weight = vae.decoder.trainable_variables[0]
-    run = StubRun(beta=2.0, saved=lambda: weight.assign(np.full(weight.shape, np.nan, np.float32)))
+    run._save = lambda vae: weight.assign(np.full(weight.shape, np.nan, np.float32))
     with pytest.raises(UserError, match=r"epoch 2.*the epoch before it is saved; try a smaller --beta"):
-        fit(vae, images, images[:5], run, epochs=3)
+        fit(vae, run, images, images[:5], epochs=3)
     assert [row["epoch"] for row in run.rows] == [1]
 
 
-def test_what_is_not_finite_is_named_though_the_losses_are(vae):
+def test_what_is_not_finite_is_named_though_the_losses_are(vae, run):
     vae.optimizer.build(vae.trainable_variables)
-    stop = StopAtNonFinite(StubRun())
+    stop = StopAtNonFinite(run)
     stop.set_model(vae)
     stop.on_epoch_end(0, dict.fromkeys(LOSSES, 1.0))
     for variable in (vae.weights[-1], vae.optimizer.variables[-1]):
@@ -187,8 +172,8 @@ def test_what_is_not_finite_is_named_though_the_losses_are(vae):
             stop.on_train_batch_end(last_step, {"kl_loss": np.nan})
 
 
-def test_a_signal_whose_exception_was_lost_ends_training_at_the_next_step(vae, images, monkeypatch):
-    run = StubRun(saved=lambda: monkeypatch.setattr(terminal, "_signal_seen", terminal.Terminated))
+def test_a_signal_whose_exception_was_lost_ends_training_at_the_next_step(vae, run, images, monkeypatch):
+    run._save = lambda vae: monkeypatch.setattr(terminal, "_signal_seen", terminal.Terminated)
     with pytest.raises(terminal.Terminated):
-        fit(vae, images, images[:5], run, epochs=3)
+        fit(vae, run, images, images[:5], epochs=3)
     assert len(run.rows) == 1

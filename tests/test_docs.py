@@ -29,8 +29,3 @@ def test_links_lead_somewhere(page):
     if page.name != "experiments.md":  # a log also names scripts of its time
         lost += [name for name in map("".join, NAMED.findall(text)) if not (ROOT / name).exists()]
     assert lost == []
-
-
-def test_headings_become_anchors_as_on_github():
-    text = "# A set's `--data`: 10 × 10\n\nno heading\n## Quick, Draw!, an .npz\n"
-    assert list_headings(text) == {"a-sets---data-10--10", "quick-draw-an-npz"}

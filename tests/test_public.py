@@ -36,21 +36,16 @@ def start(tmp_path, monkeypatch):
     sums = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in FILES.values()]
     monkeypatch.setitem(public.CHECKSUMS, "mnist", sums)
     monkeypatch.setitem(public.MIRRORS, "mnist", [])
-    servers = []
 
     def start(files: dict[str, bytes]) -> ThreadingHTTPServer:
-        folder = write(tmp_path / f"mirror{len(servers)}", **files)
+        folder = write(tmp_path / f"mirror{len(public.MIRRORS['mnist'])}", **files)
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
         server.asked = []
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         public.MIRRORS["mnist"].append("http://{}:{}/".format(*server.server_address))
         return server
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 def test_download(start, tmp_path, capsys):

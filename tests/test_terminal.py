@@ -28,9 +28,6 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-# Flags
-
-
 @pytest.mark.parametrize(
     "read, good, bad",
     [
@@ -55,9 +52,6 @@ def test_paths_are_read_and_shown_as_one_would_type_them(tmp_path, monkeypatch):
     assert terminal.as_path("~/a") == Path.home() / "a"
 
 
-# Errors
-
-
 def test_what_the_user_can_mend_is_one_line_and_a_defect_shows_its_traceback():
     assert end(run("terminal.run(lambda: print('done'))")) == (0, "done\n", "")
     code = "def main(): raise terminal.UserError('a\\nfile: no\\r\\nsuch file')\nterminal.run(main)"
@@ -75,30 +69,25 @@ def test_output_that_nobody_takes():
         assert end(process)[::2] == (141, "")
 
 
-def test_a_script_inside_another_program_leaves_all_as_it_was(monkeypatch):
+@pytest.mark.parametrize("stop", [None, terminal.UserError("no"), KeyboardInterrupt(), ValueError()])
+def test_a_script_inside_another_program_leaves_all_as_it_was(stop, monkeypatch):
     """As in Jupyter and IDLE: its streams cannot be reconfigured, and the handlers of signals are its own."""
     inline = "module://matplotlib_inline.backend_inline"
     monkeypatch.setenv("MPLBACKEND", inline)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    seen, out = [], io.StringIO()
+    seen = []
 
     def main():
-        seen.append((os.environ["MPLBACKEND"], signal.getsignal(signal.SIGINT)))
-        print("done")
+        seen.extend([os.environ["MPLBACKEND"], signal.getsignal(signal.SIGINT)])
         if stop is not None:
             raise stop
 
-    for stop in (None, terminal.UserError("no"), KeyboardInterrupt(), ValueError()):
-        ends = contextlib.nullcontext() if stop is None else pytest.raises((SystemExit, ValueError))
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()), ends:
-            terminal.run(main)
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-        assert os.environ["MPLBACKEND"] == inline
-    assert out.getvalue() == 4 * "done\n" and {backend for backend, _ in seen} == {"agg"}
-    assert handlers[0] not in [handler for _, handler in seen]
-
-
-# Signals
+    with contextlib.nullcontext() if stop is None else pytest.raises((SystemExit, ValueError)):
+        terminal.run(main)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert os.environ["MPLBACKEND"] == inline
+    assert seen[0] == "agg" and seen[1] not in handlers
 
 
 WAIT = """
@@ -140,19 +129,21 @@ terminal.run(main)"""
     assert end(run(code)) == (143, "", "\nmain.py: terminated\n")
 
 
-# Keras
-
-
-def test_keras_is_imported_with_one_dnn_and_without_keras_json(monkeypatch, plain_keras):
+@pytest.mark.parametrize("own", [{}, {"KERAS_HOME": "/somewhere", "TF_ENABLE_ONEDNN_OPTS": "0"}])
+def test_keras_is_imported_without_keras_json_and_what_it_does_not_need(own, monkeypatch, plain_keras):
     """The log of a run in test_main.py shows that the import is silent."""
     seen = []
-    monkeypatch.setattr(terminal, "find_devices", lambda: seen.append(os.environ["KERAS_HOME"]))
-    for home, wanted in ((None, "1"), ("/somewhere", "0")):
-        for name, value in (("KERAS_HOME", home), ("TF_ENABLE_ONEDNN_OPTS", None if wanted == "1" else wanted)):
-            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
-        assert terminal.import_keras() is plain_keras
-        assert os.environ.get("KERAS_HOME") == home and not Path(seen[-1]).parent.is_dir()
-        assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == wanted  # the user's own stays
+    monkeypatch.setattr(terminal, "find_devices", lambda: seen.extend([os.environ["KERAS_HOME"], {**sys.modules}]))
+    for name in ("KERAS_HOME", "TF_ENABLE_ONEDNN_OPTS"):
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    assert terminal.import_keras() is plain_keras
+    home, modules = seen
+    assert not Path(home).parent.is_dir() and modules["sklearn"] is None and "sklearn" not in sys.modules
+    assert os.environ.get("KERAS_HOME") == own.get("KERAS_HOME")
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == own.get("TF_ENABLE_ONEDNN_OPTS", "1")  # the user's own stays
 
 
 def test_a_backend_that_is_not_there_is_refused(monkeypatch):

@@ -72,15 +72,7 @@ def write_config(folder: Path, **changes) -> Path:
     """Change config.json by hand. Where there is none, it is that of a run that has just begun."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    dataset = {
-        "name": "a",
-        "sha256": "0",
-        "validation_images": 0,
-        "label_names": None,
-        "image_size": [8, 8],
-        "reading": {},
-    }
-    begun = {"settings": {}, "dataset": dataset, "backend": "tensorflow", "epochs_done": 0, "finished": None}
+    begun = {"settings": {}, "dataset": {"sha256": "0"}, "epochs_done": 0, "finished": None}
     config = json.loads(path.read_text()) if path.exists() else begun
     path.write_text(json.dumps(config | changes))
     return folder
