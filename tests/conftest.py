@@ -39,9 +39,9 @@ def pytest_unconfigure():
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch) -> Path:
     """The folder of all runs: an empty one for each test, as is the cache of data sets."""
-    monkeypatch.setenv("VAE_CHECKPOINTS", str(tmp_path / "runs"))
+    monkeypatch.setenv("VAE_CHECKPOINTS", str(tmp_path / "my runs"))  # a shell needs quotes around it
     monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "runs"
+    return tmp_path / "my runs"
 
 
 @pytest.fixture(scope="session")
