@@ -19,11 +19,6 @@ SIDES = (8, 8)
 IN_SHARDS = [name for name, network in NETWORKS.items() if network.in_shards]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(4)
-
-
 def build(name: str, shards: int, **settings) -> model.VAE:
     """Build a VAE for small images, always with the same weights."""
     keras.utils.set_random_seed(1)
@@ -44,8 +39,9 @@ def train(vae: model.VAE, images: np.ndarray) -> tuple[dict[str, float], list[np
 
 
 @pytest.mark.parametrize("name, count, samples", [*((name, 7, 1) for name in IN_SHARDS), ("dense", 2, 3)])
-def test_two_shards_have_the_losses_and_gradients_of_the_whole_batch(name, count, samples, monkeypatch, rng):
-    noise, place = rng.standard_normal((50, 3, 5), np.float32), [0]
+def test_two_shards_have_the_losses_and_gradients_of_the_whole_batch(name, count, samples, monkeypatch):
+    rng, place = np.random.default_rng(4), [0]
+    noise = rng.standard_normal((50, 3, 5), np.float32)
 
     def normal(shape, seed):  # the image at each place in a batch has the same noise, in one call or in several
         place[0] += int(shape[0])

@@ -1,6 +1,7 @@
 """What `fit` calls in an epoch: the log, the saving, the frames, and the stop at a loss that is not finite."""
 
 import re
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -9,10 +10,10 @@ import pytest
 from keras import layers, ops
 from PIL import Image
 
+import main
 import model
 from vae import callbacks, plots, terminal
 from vae.callbacks import LogAndSave, Reseed, StopAtNonFinite
-from vae.data.batches import Batches
 from vae.run import LOSSES, Run
 from vae.settings import complete
 from vae.terminal import UserError
@@ -46,17 +47,8 @@ def vae():
 
 
 def fit(vae, run: Run, images, test_images, epochs: int = 1) -> None:
-    """Fit as main.py does."""
-    batches = Batches(images, 10, seed=0, shuffle=True)
-    vae.fit(
-        batches,
-        epochs=epochs,
-        initial_epoch=len(run.rows),
-        validation_data=Batches(test_images, 10, seed=0),
-        callbacks=callbacks.make(run, batches, images[:3]),
-        shuffle=False,
-        verbose=0,
-    )
+    run.settings.epochs, run.settings.batch_size = epochs, 10
+    main.train(vae, SimpleNamespace(train_images=images, test_images=test_images, validation_images=None), run)
 
 
 def test_the_order_of_the_images_and_all_noise_are_functions_of_seed_and_epoch():
@@ -74,7 +66,7 @@ def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, 
     run._save = lambda vae: printed.append(capsys.readouterr().out)
     fit(vae, run, images, images[:15], epochs=2)
     printed.append(capsys.readouterr().out)
-    assert [row["epoch"] for row in run.rows] == [1, 2] and printed[0] == ""
+    assert [row["epoch"] for row in run.rows] == [1, 2] and printed[0] == "-> Training is started.\n"
     for row, line in zip(run.rows, printed[1:], strict=True):
         assert line == (
             f"|--- Epoch: {row['epoch']}/2 \t---> General loss: {row['general_loss']:.2f} | "
@@ -91,13 +83,9 @@ def test_every_epoch_is_saved_and_then_has_a_line_of_means_over_all_images(vae, 
 
 
 def test_times_and_progress_of_a_resumed_run(vae, run, monkeypatch, capsys):
-    class Bar(callbacks.tqdm):
-        def __init__(self, **options):
-            super().__init__(**options | {"disable": False, "file": SimpleNamespace(write=len, flush=str)})
-
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(callbacks, "tqdm", Bar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run.config["dataset"]["validation_images"] = 300
     run.rows = [{"elapsed": 10.0}, {"elapsed": 20.0}]
     log = LogAndSave(run, None, np.zeros((3, *SIDES), np.float32))

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, SMALL_RUN, finish, names_in, snapshot, start
+from helpers import make_arrays
 from PIL import Image
 from tiny_runs import write_config
 
@@ -31,9 +31,6 @@ HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 def history_of(folder: Path) -> np.ndarray:
     """Return the rows of a history; each has its values by their names."""
     return np.genfromtxt(folder / "history.csv", delimiter=",", names=True, ndmin=1)
-
-
-# Command lines
 
 
 HEAVY = {"keras", "tensorflow", "torch", "jax", "sklearn", "scipy", "matplotlib", "requests"}
@@ -82,9 +79,6 @@ def test_the_networks_are_listed_with_their_sizes_and_settings(capsys, plain_ker
     assert lines[7].strip() == pace
 
 
-# A run
-
-
 def test_the_log_of_a_run(small_run):
     """In a file there is nothing else: no notice of TensorFlow's, no progress bar."""
     folder, config = small_run.folder, read_config(small_run.folder)
@@ -112,17 +106,11 @@ def test_the_log_of_a_run(small_run):
     ]
 
 
-def test_a_run_has_the_promised_files_and_a_history_that_adds_up(small_run):
-    folder = small_run.folder
+def test_a_run_learns_and_has_the_promised_files(small_run):
+    folder, config = small_run.folder, read_config(small_run.folder)
     assert names_in(folder) == PROMISED
     first, last = history_of(folder)
-    for row in (first, last):
-        for prefix in ("", "test_"):
-            general, reconstruction, kl = (row[prefix + name] for name in LOSSES)
-            assert general == pytest.approx(reconstruction + kl, abs=0.01) and 0 < kl < general < 784
-        assert 0 < row["seconds"] < row["elapsed"]
-    assert last["general_loss"] < first["general_loss"] and last["elapsed"] > first["elapsed"]
-    config = read_config(folder)
+    assert last["general_loss"] < first["general_loss"] < 784
     assert config["test"] == {name: last[f"test_{name}"] for name in LOSSES}
     assert len(config["activity"]) == 3 and min(config["activity"]) > 0
     for name in ("loss_curves.png", "reconstructions.png"):
@@ -144,9 +132,6 @@ def test_the_flags_give_the_model_and_the_seed_its_weights(plain_keras):
     assert np.array_equal(kernels[0], kernels[1]) and not np.isclose(kernels[0], kernels[2]).all()
     found = [(vae.beta, vae.variance, vae.importance_samples) for vae in (plain, other, bound)]
     assert found == [(1, None, 1), (4, None, 1), (1, 0.5, 5)]
-
-
-# Kill and resume
 
 
 def assert_same(folder: Path, other: Path) -> None:
@@ -178,8 +163,7 @@ def test_a_run_that_is_interrupted_killed_and_resumed_is_the_run_without_a_break
     """With dropout, binary pixels, frames, and the schedule of the learning rate."""
     folder = root / "mine"
     status, error = stop(signal.SIGINT, "|--- Epoch: 1/2 ", *SMALL_RUN, "--name", "mine")
-    command = f"python main.py --resume {shlex.quote(str(folder))}"
-    assert (status, error) == (130, f"\nmain.py: interrupted; go on with: {command}\n")
+    assert (status, error) == (130, f"\nmain.py: interrupted; go on with: python main.py --resume '{folder}'\n")
     stop(signal.SIGKILL, "-> Training is started.", "--resume", "--seed", "3")  # the flag says what the run says
     assert (read_config(folder)["finished"], len(history_of(folder))) == (None, 1)
     assert Run.find(None).folder == run_copy
@@ -194,14 +178,10 @@ def test_a_run_whose_end_is_missing_gets_it_and_then_nothing_is_left_to_do(small
     assert main.main(["--resume"]) == run_copy
     assert_same(run_copy, small_run.folder)
     before = snapshot(run_copy)
-    capsys.readouterr()
     main.main(["--resume", str(run_copy), "--epochs", "2"])
     text = capsys.readouterr().out
     assert "is finished (2 epochs): nothing is left to do" in text and "larger --epochs" in text
     assert snapshot(run_copy) == before
-
-
-# Other settings
 
 
 def test_own_images_and_half_precision_in_a_hostile_environment(root, tmp_path):
@@ -212,9 +192,7 @@ def test_own_images_and_half_precision_in_a_hostile_environment(root, tmp_path):
     environment = os.environ | {name: str(tmp_path) for name in ("KERAS_HOME", "MPLCONFIGDIR")}
     environment |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
     environment["KERAS_BACKEND"] = environment.get("KERAS_BACKEND", "TensorFlow")
-    images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
-    labels = [*range(11), 10]
-    np.savez(tmp_path / "数 own.npz", x_train=images, y_train=labels, x_test=images[:3], y_test=labels[:3])
+    np.savez(tmp_path / "数 own.npz", **make_arrays(12))
     flags = [*SMALL[2:], "--epochs", "1", "--batch-size", "5", "--precision", "mixed_float16"]
     done = finish("main.py", *flags, "--data", "数 own.npz", cwd=tmp_path, env=environment)
     assert done.returncode == 0 and "\\u6570 own.npz" in done.stdout, done.stderr
@@ -253,10 +231,8 @@ def test_all_at_once_without_network(root, here, monkeypatch, capsys):
     assert re.search(r"^dataset =  digits \(.*; MNIST is unavailable\)$", log.out, re.MULTILINE)
     assert [title.startswith("standard on digits, as MNIST is unavailable") for title in titles] == [True, True]
 
-    # Held-out images are measured after each epoch, the test images at the end.
-    (row,) = history_of(folder)
+    (row,) = history_of(folder)  # held-out images are measured after each epoch, the test images at the end
     assert row["val_general_loss"] != pytest.approx(config["test"]["general_loss"], abs=0.01)
-    assert "(297 images of digits" in log.out
 
     picture = np.asarray(Image.open(folder / "training_images.png"))
     first = picture[2:86:3, 2:86:3]  # of the first batch, thrice as large

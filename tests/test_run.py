@@ -10,6 +10,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,12 +166,10 @@ def test_the_prior_and_the_names_of_labels(finished):
 
 
 def test_reconstructions_are_saved_in_the_order_of_the_images(finished):
-    class Mirror:
-        reconstruct = staticmethod(lambda images: images)
-
+    mirror = SimpleNamespace(reconstruct=lambda images: images)
     one, pixels = Run.find(str(finished)), IMAGES / 255 - 0.001  # bytes are rounded, not cut off
     assert "only a run with --save-reconstructions has it" in refuse(one.load_reconstructions)
-    one.save_reconstructions(Mirror(), [(pixels[:20],), (pixels[20:],)])
+    one.save_reconstructions(mirror, [(pixels[:20],), (pixels[20:],)])
     np.testing.assert_array_equal(one.load_reconstructions(), IMAGES)
     assert one.load_reconstructions().dtype == np.uint8
 
@@ -194,9 +193,8 @@ def test_a_batch_larger_than_the_set_is_refused(root):
 def test_a_run_knows_where_its_own_images_are(root, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
-    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8), np.uint8)
-    np.savez("own.npz", x_train=images, x_test=images[:2])
-    np.savez("other.npz", x_train=images ^ 1, x_test=images)
+    np.savez("own.npz", x_train=IMAGES[:10], x_test=IMAGES[:2])
+    np.savez("other.npz", x_train=IMAGES[10:20], x_test=IMAGES[:2])
     one = new(data="own.npz", batch_size=5)
     with one.begin(build_vae(), one.load_data()):
         folder = str(one.folder)
