@@ -104,8 +104,7 @@ def test_times_and_progress_of_a_resumed_run(vae, run, monkeypatch, capsys):
     clock.now += 7  # the images that are held out
     log.on_epoch_end(2, losses | {f"val_{name}": 2 * value for name, value in losses.items()})
     log.on_train_end()
-    names = ["epoch", *LOSSES, *(f"val_{name}" for name in LOSSES), "seconds", "elapsed"]
-    assert run.rows[-1] == dict(zip(names, (3, 3.0, 2.0, 1.0, 6.0001, 4.0, 2.0, 10.0, 38.0), strict=True))
+    assert list(run.rows[-1].values()) == [3, 3.0, 2.0, 1.0, 6.0001, 4.0, 2.0, 10.0, 38.0]
     assert re.match(r"\|--- Epoch:   3/100 \t---> General.* \| Validation: 6.00 \| 10.0 s\n", capsys.readouterr().out)
 
 

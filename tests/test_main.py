@@ -15,7 +15,6 @@ import pytest
 from conftest import ROOT, SMALL, SMALL_RUN, finish, names_in, snapshot, start
 from helpers import make_arrays
 from PIL import Image
-from tiny_runs import write_config
 
 import main
 from vae import files, plots, report, settings
@@ -160,23 +159,19 @@ def stop(number: signal.Signals, line: str, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 def test_a_run_that_is_interrupted_killed_and_resumed_is_the_run_without_a_break(small_run, run_copy, root, here):
-    """With dropout, binary pixels, frames, and the schedule of the learning rate."""
+    """First in its second epoch, then after it. With dropout, binary pixels, frames, and a schedule of the rate."""
     folder = root / "mine"
     status, error = stop(signal.SIGINT, "|--- Epoch: 1/2 ", *SMALL_RUN, "--name", "mine")
     assert (status, error) == (130, f"\nmain.py: interrupted; go on with: python main.py --resume '{folder}'\n")
-    stop(signal.SIGKILL, "-> Training is started.", "--resume", "--seed", "3")  # the flag says what the run says
-    assert (read_config(folder)["finished"], len(history_of(folder))) == (None, 1)
+    stop(signal.SIGKILL, "|--- Epoch: 2/2 ", "--resume", "--seed", "3")  # the flag says what the run says
+    assert (read_config(folder)["finished"], len(history_of(folder))) == (None, 2)
     assert Run.find(None).folder == run_copy
     assert main.main(["--resume", "--dataset", "digits"]) == folder
     assert_same(folder, small_run.folder)
     assert history_of(folder)[0]["elapsed"] < history_of(folder)[1]["elapsed"] and Run.find(None).folder == folder
 
 
-def test_a_run_whose_end_is_missing_gets_it_and_then_nothing_is_left_to_do(small_run, run_copy, here, capsys):
-    """As if a kill had come after the last epoch."""
-    write_config(run_copy, finished=None)
-    assert main.main(["--resume"]) == run_copy
-    assert_same(run_copy, small_run.folder)
+def test_nothing_is_left_to_do_for_a_finished_run(run_copy, here, capsys):
     before = snapshot(run_copy)
     main.main(["--resume", str(run_copy), "--epochs", "2"])
     text = capsys.readouterr().out
@@ -225,15 +220,12 @@ def test_all_at_once_without_network(root, here, monkeypatch, capsys):
     logs = {path.parent.name for path in folder.glob("tensorboard/*/*tfevents*")}
     assert logs == ({"train", "validation"} if HAS_TENSORBOARD else set())
     assert Run.find(None).load_reconstructions().shape == (1200, 28, 28)
-
     # Nobody can miss that these are not MNIST's digits.
     assert "!" * 80 in log.err and "MNIST" in log.err and "MNIST" in config["dataset"]["warning"]
     assert re.search(r"^dataset =  digits \(.*; MNIST is unavailable\)$", log.out, re.MULTILINE)
     assert [title.startswith("standard on digits, as MNIST is unavailable") for title in titles] == [True, True]
-
     (row,) = history_of(folder)  # held-out images are measured after each epoch, the test images at the end
     assert row["val_general_loss"] != pytest.approx(config["test"]["general_loss"], abs=0.01)
-
     picture = np.asarray(Image.open(folder / "training_images.png"))
     first = picture[2:86:3, 2:86:3]  # of the first batch, thrice as large
     places = [np.array_equal(first, image) for image in load.load(load.Source("digits")).train_images]

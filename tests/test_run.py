@@ -84,11 +84,9 @@ def test_after_a_kill_before_any_file_the_run_can_be_resumed(root, mode, number,
             raise KeyboardInterrupt
         rename(*paths)
 
-    monkeypatch.setattr(os, "replace", count)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", count)
         train(one)
-    monkeypatch.setattr(os, "replace", rename)
-
     if number == 0 and mode == "new":
         assert "training_state.npz is missing; start a new run" in refuse(Run.resume, str(folder), {})
         return
