@@ -118,8 +118,8 @@ def test_keras_is_imported_without_keras_json_and_what_it_does_not_need(monkeypa
     own = os.environ["KERAS_HOME"]
     assert terminal.import_keras() is plain_keras
     home, modules = seen
-    assert not Path(home).parent.is_dir() and modules["sklearn"] is None
-    assert "sklearn" not in sys.modules
+    assert not Path(home).parent.is_dir()
+    assert modules["sklearn"] is None and "sklearn" not in sys.modules
     assert (os.environ["KERAS_HOME"], os.environ["TF_ENABLE_ONEDNN_OPTS"]) == (own, "0")  # the user's own stays
     for name in ("KERAS_HOME", "TF_ENABLE_ONEDNN_OPTS"):
         monkeypatch.delenv(name)
