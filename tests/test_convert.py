@@ -124,15 +124,18 @@ def test_image_size_and_transpose(tmp_path):
     assert dataset.image_shape == (24, 28) and "--transpose" in dataset.notes[0]
 
 
-# Labels
+# Labels: given, the names of the classes (None where they are numbers), and the numbers
 
 KINDS = [Y, Y[:, None], Y.astype(float), Y.astype(str), np.eye(6)[Y], np.eye(6, dtype=bool)[Y], Y.astype(">i2")]
+LABELS = [(kind, None, [0, 1, 2, 3, 4, 5]) for kind in (*KINDS, np.char.add(Y.astype(str), ".0"))]
+LABELS += [(["3", "07", "-1"], None, [3, 7, -1]), ([-3, 200, 5], None, [-3, 200, 5])]
+LABELS += [(["3", "7", "3.0"], ("3", "3.0", "7"), [0, 2, 1]), (["1_0", "2", "inf"], ("1_0", "2", "inf"), [0, 1, 2])]
 
 
-@pytest.mark.parametrize("given", [*KINDS, np.char.add(Y.astype(str), ".0")])
-def test_labels_of_every_kind_are_numbers(tmp_path, given):
-    dataset = load_arrays(tmp_path, x_train=X, y_train=given)
-    assert (dataset.train_labels.tolist(), dataset.label_names, dataset.test_labels) == (list(range(6)), None, None)
+@pytest.mark.parametrize("given, names, numbers", LABELS)
+def test_labels_that_are_whole_numbers_keep_them(tmp_path, given, names, numbers):
+    dataset = load_arrays(tmp_path, x_train=X[: len(given)], y_train=np.array(given))
+    assert (dataset.label_names, dataset.train_labels.tolist(), dataset.test_labels) == (names, numbers, None)
 
 
 def test_names_of_classes_are_numbered(tmp_path):
@@ -141,16 +144,6 @@ def test_names_of_classes_are_numbered(tmp_path):
     assert dataset.label_names == ("a", "b", "c", "ä")
     assert (dataset.train_labels.tolist(), dataset.test_labels.tolist()) == ([1, 0, 3, 0, 1, 1], [3, 2, 1])
     assert dataset.notes[-1].endswith("classes of test images that no training image has: c")
-
-
-NUMBERS = {("3", "7", "3.0"): (("3", "3.0", "7"), [0, 2, 1]), ("3", "07", "-1"): (None, [3, 7, -1])}
-NUMBERS |= {("1_0", "2", "inf"): (("1_0", "2", "inf"), [0, 1, 2]), (-3, 200, 5): (None, [-3, 200, 5])}
-
-
-@pytest.mark.parametrize("given, wanted", NUMBERS.items())
-def test_names_that_are_numbers(tmp_path, given, wanted):
-    dataset = load_arrays(tmp_path, x_train=X[:3], y_train=np.array(given))
-    assert (dataset.label_names, dataset.train_labels.tolist()) == wanted
 
 
 # What is refused

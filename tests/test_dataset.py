@@ -1,4 +1,4 @@
-"""What becomes of a data set: bytes to pixels, held-out images, some of the images, and sets larger than memory."""
+"""What becomes of a data set: held-out images, some of the images, and sets larger than memory."""
 
 import tracemalloc
 from dataclasses import replace
@@ -9,7 +9,7 @@ from conftest import refuse
 from helpers import load, make_arrays, to_npy, write, write_npz
 
 from vae.data import convert
-from vae.data.dataset import Subset, hold_out, to_pixels
+from vae.data.dataset import Subset, hold_out
 
 
 @pytest.fixture
@@ -17,13 +17,6 @@ def whole(tmp_path):
     """1,500 training images; each has its number as its label."""
     arrays = make_arrays(1500, 20)
     return load(write_npz(tmp_path / "a.npz", **arrays | {"y_train": np.arange(1500)}))
-
-
-def test_bytes_become_pixels():
-    images, floats = np.arange(256, dtype=np.uint8), np.linspace(0, 1, 5, dtype=np.float32)
-    assert to_pixels(images).dtype == np.float32
-    np.testing.assert_array_equal(to_pixels(images), (np.arange(256) / 255).astype(np.float32))
-    assert to_pixels(floats) is floats
 
 
 @pytest.mark.parametrize("share, held", [(0.3, 450), (0.0001, 1)])

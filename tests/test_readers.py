@@ -7,19 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import refuse
-from helpers import (
-    STEMS,
-    assert_same,
-    load,
-    make_arrays,
-    make_idx_files,
-    to_csv,
-    to_idx,
-    to_npy,
-    to_zip,
-    write,
-    write_npz,
-)
+from helpers import STEMS, assert_same, load, make_arrays, make_idx_files, to_csv, to_npy, to_zip, write, write_npz
 
 from vae.data import readers
 
@@ -81,7 +69,7 @@ def test_what_is_not_read_is_named(tmp_path):
 
 def test_the_first_form_of_a_folder_is_read(tmp_path):
     """IDX, .npy, CSV, pictures."""
-    forms = [(pictures("train", "test"), 9), (csv_files(), 9), (npy(x_train=X[:5]), 5), ({STEMS[0]: to_idx(X[:4])}, 4)]
+    forms = [(pictures("train", "test"), 9), (csv_files(), 9), (npy(x_train=X[:5]), 5), (make_idx_files(2, 1), 3)]
     for files, count in forms:
         dataset = load(write(tmp_path, **files))
         assert len(dataset.train_images) + len(dataset.test_images) == count
