@@ -42,6 +42,7 @@ CONVERTED = {
 def test_pixels_are_converted_and_a_line_says_how(tmp_path, given, wanted, note):
     dataset = load_arrays(tmp_path, x_train=given)
     assert (dataset.train_images.dtype, dataset.warning) == (wanted.dtype, None)
+    assert bool(dataset.reading) == (given.max() > 255)  # it is stored
     np.testing.assert_allclose(dataset.train_images, wanted, rtol=1e-6, atol=0)
     assert [note in line for line in dataset.notes] == ([True] if note else [])
 

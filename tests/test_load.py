@@ -46,14 +46,22 @@ def test_a_name_fit_for_a_folder_and_a_path_from_home(tmp_path, monkeypatch):
         assert (dataset.name, dataset.source, dataset.warning) == (safe, str(folder), None)
 
 
-def test_what_is_no_data_set_is_refused_with_what_to_do(tmp_path):
-    files = {"seven.png": X[0], "a.mat": b"", "sets/a/train.csv": b"", "sets/b/raw/t10k-images-idx3-ubyte.gz": b""}
-    write(tmp_path, **files)
-    cases = {"https://host/a.npz": "download it first", "nowhere": "no such file", "a\0b": "no such file"}
-    cases |= {tmp_path / "seven.png": "give their folder", tmp_path / "a.mat": "is no folder, .npz or .csv"}
-    for path, words in (cases | {tmp_path / "sets": str(tmp_path / "sets" / "b" / "raw")}).items():
-        line = refuse(load, path)
-        assert words in line and line.startswith(f"--data {path}") and "docs/data.md" in line
+NO_DATA_SETS = [  # what --data names, what there is, and words of the refusal
+    ("https://host/a.npz", {}, "download it first"),
+    ("a\0b", {}, "no such file"),
+    ("seven.png", {"seven.png": X[0]}, "give their folder"),
+    ("a.mat", {"a.mat": b""}, "is no folder, .npz or .csv"),
+    ("", {}, "seen: nothing"),
+    ("", {"0.arrow": b"x", "1.arrow": b"x", "info.json": b"{}"}, "seen: 2 .arrow, 1 .json"),
+    ("", {"0.png": X[0], "docs/a.txt": b""}, "2 files that are no pictures, are damaged, or lie beside the classes'"),
+    ("", {"a/train.csv": b"", "b/raw/t10k-images-idx3-ubyte.gz": b""}, f"{os.sep}raw"),
+]
+
+
+@pytest.mark.parametrize("name, files, words", NO_DATA_SETS)
+def test_what_is_no_data_set_is_refused_with_what_to_do(tmp_path, name, files, words):
+    line = refuse(load, write(tmp_path, **files) / name)
+    assert words in line and line.startswith(f"--data {tmp_path / name}") and "docs/data.md" in line
 
 
 def test_a_test_set_is_held_out_by_the_seed_where_there_is_none(tmp_path):
