@@ -87,9 +87,6 @@ def test_no_epoch_waits_for_the_tuning_thread_of_tf_data(backend, workers, monke
     assert Batches(IMAGES, 10, seed=0).workers == workers
 
 
-# Several devices
-
-
 @pytest.mark.parametrize("devices, processes", [(2, 1), (4, 1), (4, 2), (6, 3), (7, 7)])
 def test_the_shares_of_all_processes_are_the_batch_but_for_a_few_images(devices, processes):
     """Binary pixels are those that one device draws."""

@@ -34,9 +34,6 @@ def test_digits():
     np.testing.assert_array_equal(np.concatenate([dataset.train_labels, dataset.test_labels]), small.target)
 
 
-# The user's own images
-
-
 def test_a_name_fit_for_a_folder_and_a_path_from_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # on Windows
@@ -80,9 +77,6 @@ def test_the_fingerprint_depends_on_the_images_alone(tmp_path):
     sets = [images | {"y_train": Y}, images, {"x_train": T, "x_test": X}, images | {"x_val": T}, {"x_train": X}]
     labelled, *found = [load(write_npz(tmp_path / f"{number}.npz", **one)).sha256 for number, one in enumerate(sets)]
     assert labelled == found[0] and len(set(found)) == 4
-
-
-# Shown to a trained model
 
 
 def test_a_run_is_shown_its_own_held_out_images(tmp_path):

@@ -17,8 +17,6 @@ def spread(pattern: str, images=X) -> dict[str, np.ndarray]:
     return {pattern.format(number, ("cat", "dog")[number % 2]): image for number, image in enumerate(images)}
 
 
-# Parts and classes
-
 GUESSES = [  # that earlier versions got wrong: pictures, other files, the note, the classes
     ("train/{1}/{0}.png", {"docs/plan.png": X[0], "a.txt": b""}, "not read: docs, a.txt", ("cat", "dog")),
     ("{1}/{0}.png", {"embeddings.npy": b"", "x.npz": b""}, "(the first: 'embeddings.npy')", ("cat", "dog")),
@@ -65,9 +63,6 @@ def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path):
     dataset = load(tmp_path)
     assert pixels_of(dataset) == ALL and dataset.label_names == ("cat", "dog")
     assert dataset.notes[0].endswith("(the first: 'a.tga')") and "skipped: 4" in dataset.notes[0]
-
-
-# Sizes, colours, depth and transparency
 
 
 def test_modes(tmp_path):

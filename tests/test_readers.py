@@ -83,8 +83,6 @@ def test_idx_to_the_bit(tmp_path):
     assert dataset.train_images[0, 1, 0] == 28  # the second row begins with the 29th pixel
 
 
-# CSV: no row is lost, and no label changed
-
 UNICODE = ["#", "C#", "C", "#1", "a b", "a\u2028b", "a\x85b", "a\x0cb", "é", "è", "中", '"a, b"']
 
 
@@ -115,9 +113,6 @@ def test_floats_and_16_bits_in_csv(tmp_path, images):
 def test_pixels_whose_labels_are_in_another_file_are_refused(tmp_path, images, labels, header):
     folder = write(tmp_path, **{f"{images}.csv": to_csv(*header, ROW, ROW), f"{labels}.csv": b"label\n1\n2\n"})
     assert f"{labels}.csv lies beside it" in refuse(load, folder / f"{images}.csv")
-
-
-# What is refused
 
 
 LARGE = to_npy(X).replace(b"(6, 28, 28), }        ", b"(6000000, 28, 28), }  ")  # than what there is
