@@ -20,11 +20,11 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import explore
 from model import LOG_2PI, logits_of, reconstruction_loss
+from vae.data import public
 from vae.explorer import page
 from vae.networks import NETWORKS
 from vae.sampling import Mixture, make_normal
 from vae.settings import variance_of
-from vae.terminal import UserError
 
 MODEL = ROOT / "checkpoints" / "pretrained"
 SHIPPED = ROOT / "docs" / "explorer.html"  # the page of the shipped model, of images that it draws
@@ -116,9 +116,14 @@ def shipped(browser):
     return browser
 
 
-def make_run(encoder, decoder, prior: Mixture, names=(), **settings) -> SimpleNamespace:
-    """What a page needs of a run: these networks and this prior, without a folder."""
-    plain = {"network": "dense", "likelihood": "bernoulli", "variance": 0.01, "binarize": False}
+def make_run(shape: tuple[int, int], prior: Mixture, network: str = "dense", names=(), **settings) -> SimpleNamespace:
+    """What a page needs of a run. The weights of every layer are random, batch normalisation's statistics included."""
+    rng = np.random.default_rng(0)
+    encoder, decoder = NETWORKS[network].build(shape, 16, prior.means.shape[1])
+    for weight in (*encoder.weights, *decoder.weights):
+        noisy = weight + 0.1 * rng.standard_normal(weight.shape)
+        weight.assign(np.abs(noisy) if "variance" in weight.name else noisy)
+    plain = {"network": network, "likelihood": "bernoulli", "variance": 0.01, "binarize": False}
     return SimpleNamespace(
         settings=Namespace(**plain | settings),
         config={"epochs_done": 3, "dataset": {"name": "blobs"}, "test": {"general_loss": 99.0}},
@@ -127,16 +132,6 @@ def make_run(encoder, decoder, prior: Mixture, names=(), **settings) -> SimpleNa
         load_decoder=lambda: decoder,
         load_prior=lambda: prior,
     )
-
-
-def make_networks(name: str, shape: tuple[int, int], latent_dim: int):
-    """A network with random weights in every layer, batch normalisation's statistics included."""
-    rng = np.random.default_rng(0)
-    networks = NETWORKS[name].build(shape, 16, latent_dim)
-    for weight in (weight for network in networks for weight in network.weights):
-        noisy = weight + 0.1 * rng.standard_normal(weight.shape)
-        weight.assign(np.abs(noisy) if "variance" in weight.name else noisy)
-    return networks
 
 
 def make_mixture(latent_dim: int, labels: list[int]) -> Mixture:
@@ -166,9 +161,9 @@ def write_page(folder: Path, run, dataset) -> Path:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_page_agrees_with_keras(name, browser, tmp_path):
     latent_dim = NETWORKS[name].latent_dim
-    encoder, decoder = make_networks(name, SHAPE, latent_dim)
     prior = make_mixture(latent_dim, [0, 1, 2, 3, 4]) if name in ("standard", "dense") else make_normal(latent_dim)
-    run = make_run(encoder, decoder, prior, network=name)
+    run = make_run(SHAPE, prior, name)
+    encoder, decoder = run.load_encoder(), run.load_decoder()
     browser.open(write_page(tmp_path, run, make_dataset(SHAPE)))
     image = np.float32(browser.run("return [...state.reading.image]")).reshape(1, *SHAPE)
     mean, log_var = map(np.array, encoder(image))
@@ -276,7 +271,7 @@ KINDS = [  # latent dimensions, labels, images, settings
 def test_every_kind_of_run_has_a_page(kind, browser, tmp_path):
     latent_dim, labels, count, settings = kind
     shape = (104, 24) if count == 1 else (8, 8)
-    run = make_run(*make_networks("dense", shape, latent_dim), make_normal(latent_dim), **settings)
+    run = make_run(shape, make_normal(latent_dim), **settings)
     browser.open(write_page(tmp_path, run, make_dataset(shape, labels, count)))
     assert browser.find("#rows").get_property("value") == str(shape[0])
     assert browser.find("#each").is_displayed() == bool(browser.find_all("#curves")) == (labels is not None)
@@ -295,7 +290,7 @@ def test_label_that_the_prior_lacks_shows_no_other_class(browser, tmp_path):
     """Label 0 is on the map alone: its tile is the code of an image with it. Label 4 has no probability, no image."""
     prior, names = make_mixture(4, [1, 2, 4]), ["zero", "one", "</script><b>{{page}}&amp;"]
     prior.class_shares[:, 2] = 0
-    run = make_run(*make_networks("dense", (8, 8), 4), prior, names)
+    run = make_run((8, 8), prior, names=names)
     browser.open(write_page(tmp_path, run, make_dataset((8, 8), [0, 2])))
     tiles = browser.find_all("#tiles button")
     assert [tile.text for tile in tiles] == names  # as they are: they are not HTML
@@ -316,8 +311,7 @@ def test_ink_and_paper_are_those_of_most_images(browser, tmp_path):
     dataset.test_images[0, :, 0] = 30  # one that touches the border
     for images, paper, ink in ((dataset.test_images, 255, 60), (255 - dataset.test_images, 0, 195)):
         np.testing.assert_allclose(page._find_paper_and_ink(images), [paper / 255, ink / 255])
-    run = make_run(*make_networks("dense", (12, 12), 4), make_normal(4))
-    browser.open(write_page(tmp_path, run, dataset))
+    browser.open(write_page(tmp_path, make_run((12, 12), make_normal(4)), dataset))
     example = browser.read_pixels("#drawn .image")[:, :, 0]
     assert example[[0, -1]].min() == 255 and 60 <= example.min() < 80
     assert "the rest is white" in browser.find("#rows-part").text
@@ -359,17 +353,14 @@ def test_new_run_has_a_page_with_its_own_test_images(small_run, here, browser):
 
 
 def test_without_test_images_the_model_draws_them(here, monkeypatch, capsys):
-    def fail(*arguments):
-        raise UserError("mnist cannot be downloaded")
-
-    monkeypatch.setattr(explore.report, "load_shown_images", fail)
+    monkeypatch.setitem(public.MIRRORS, "mnist", [])
     monkeypatch.setattr(explore, "build_page", lambda run, dataset: f"a page of {dataset}")
     arguments = ["--checkpoint", str(MODEL), "--no-open"]
     explore.main(arguments)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["-> mnist cannot be downloaded", "-> The map shows images that the model draws instead"]
+    cause, remedy = capsys.readouterr().err.splitlines()
+    assert "MNIST is unavailable" in cause and remedy == "-> The map shows images that the model draws instead"
     assert (here / "explorer.html").read_text() == "a page of None"
-    assert refuse(explore.main, [*arguments, "--dataset", "mnist"]) == "mnist cannot be downloaded"
+    assert "MNIST is unavailable" in refuse(explore.main, [*arguments, "--dataset", "mnist"])
     assert "no such folder" in refuse(explore.main, ["--output", "none/page.html"])
     with pytest.raises(SystemExit):  # a flag without effect
         explore.main(["--drawn", "--dataset", "digits"])

@@ -1,14 +1,18 @@
-"""What is wanted becomes a data set: to train on, or to show to a trained model."""
+"""What is wanted becomes a data set: to train on, to hold some of it out, or to show to a trained model."""
 
 import json
 import os
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import ROOT, refuse
-from helpers import load, make_arrays, make_idx_files, show, write, write_npz
+from helpers import load, make_arrays, make_idx_files, show, to_npy, write, write_npz
 
+from vae.data import convert
 from vae.data import load as loading
+from vae.data.dataset import Subset, hold_out
 from vae.data.load import Source
 
 X, Y, T, U = make_arrays(50, 20).values()
@@ -70,6 +74,57 @@ def test_a_test_set_is_held_out_by_the_seed_where_there_is_none(tmp_path):
     assert dataset.test_labels.tolist() != other.test_labels.tolist() and dataset.sha256 == other.sha256
     assert any(note.endswith("5 of 50 training images are held out as test images") for note in dataset.notes)
     assert "a data set needs two" in refuse(load, write_npz(tmp_path / "one.npz", x_train=X[:1]))
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """50 training images; each has its number as its label."""
+    return load(write_npz(tmp_path / "a.npz", x_train=X, y_train=Y, x_test=T))
+
+
+@pytest.mark.parametrize("share, held", [(0.3, 15), (0.0001, 1)])
+def test_hold_out(whole, share, held):
+    dataset = hold_out(whole, share, seed=3)
+    assert (len(dataset.validation_images), len(dataset.train_images)) == (held, 50 - held)
+    np.testing.assert_array_equal(whole.train_images[dataset.train_labels], dataset.train_images)
+    rest = np.setdiff1d(np.arange(50), dataset.train_labels)
+    np.testing.assert_array_equal(whole.train_images[rest], dataset.validation_images)
+    np.testing.assert_array_equal(hold_out(whole, share, seed=3).train_labels, dataset.train_labels)
+    assert not np.array_equal(hold_out(whole, share, seed=4).train_labels, dataset.train_labels)
+    assert hold_out(whole, 0, seed=3) is whole and dataset.sha256 == whole.sha256
+    assert "--validation-split" in refuse(hold_out, whole, 0.9999, 3)
+    own = hold_out(replace(whole, validation_images=whole.test_images), share, seed=0)
+    assert len(own.train_images) == 50 and "no --validation-split" in own.notes[-1]
+
+
+def test_some_training_images_have_their_own_labels_and_depend_on_the_seed_alone(whole):
+    images, labels = whole.sample_training(10, seed=1)
+    assert len(images) == len(set(labels)) == 10
+    np.testing.assert_array_equal(images[:], whole.train_images[labels])
+    np.testing.assert_array_equal(whole.sample_training(10, seed=1)[1], labels)
+    assert not np.array_equal(whole.sample_training(10, seed=2)[1], labels)
+    assert whole.sample_training(50, seed=1) == (whole.train_images, whole.train_labels)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.reshape(-1, 784), lambda x: (x / 255).astype(np.float32)])
+def test_npy_files_larger_than_memory_are_mapped(tmp_path, monkeypatch, change):
+    arrays = make_arrays(9000, 30)
+    arrays = {"x_train": change(arrays["x_train"]), "y_train": np.resize(range(10), 9000)}
+    copied = hold_out(load(write_npz(tmp_path / "a.npz", **arrays)), 0.25, seed=3)
+    folder = write(tmp_path / "npy", **{f"{name}.npy": to_npy(array) for name, array in arrays.items()})
+    monkeypatch.setattr(convert, "PIECE", 2**16)
+    tracemalloc.start()
+    mapped = hold_out(load(folder), 0.25, seed=3)
+    assert tracemalloc.get_traced_memory()[1] < arrays["x_train"].nbytes / 4
+    tracemalloc.stop()
+    assert (mapped.sha256, mapped.image_shape) == (copied.sha256, (28, 28))
+    for name in ("train_images", "validation_images", "test_images"):
+        subset, array = getattr(mapped, name), getattr(copied, name)
+        assert isinstance(subset, Subset)
+        assert (len(subset), subset.shape, subset.dtype) == (len(array), array.shape, array.dtype)
+        for index in (slice(None), slice(7, 30), np.array([40, 3, 800])):
+            np.testing.assert_array_equal(subset[index], array[index])
+    np.testing.assert_array_equal(mapped.train_labels, copied.train_labels)
 
 
 def test_the_fingerprint_depends_on_the_images_alone(tmp_path):

@@ -19,11 +19,8 @@ def count_pictures(notebook: dict) -> int:
 
 def test_the_tour_runs_from_top_to_bottom(tmp_path, monkeypatch):
     """In a copy of the project, with one epoch. Scripts run inside the notebook's process, also by %run."""
-    for package in ("nbclient", "nbformat", "ipykernel"):
-        pytest.importorskip(package, reason=f"the notebook is run by {package}: pip install {package}")
-    from nbclient import NotebookClient
-    from nbformat import read
-
+    packages = ("nbclient", "nbformat", "ipykernel")
+    nbclient, nbformat, _ = (pytest.importorskip(package, reason=f"it takes {package}") for package in packages)
     project = tmp_path / "project"
     shutil.copytree(ROOT / "vae", project / "vae")
     shutil.copytree(ROOT / "checkpoints" / "pretrained", project / "checkpoints" / "pretrained")
@@ -32,10 +29,10 @@ def test_the_tour_runs_from_top_to_bottom(tmp_path, monkeypatch):
     (project / "notebooks").mkdir()
     monkeypatch.delenv("VAE_CHECKPOINTS")
     monkeypatch.setenv("TOUR_EPOCHS", "1")
-    notebook = read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert "\n%run main.py " in "".join(cell["source"] for cell in notebook["cells"])
     resources = {"metadata": {"path": str(project / "notebooks")}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     assert count_pictures(notebook) == 9
     assert (project / "explorer.html").stat().st_size > 1e6
 
