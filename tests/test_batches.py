@@ -20,8 +20,7 @@ def test_all_images_in_their_order_in_batches_of_even_size(batch_size, sizes):
     batches = Batches(IMAGES, batch_size, seed=0)
     assert [len(batches[index][0]) for index in range(len(batches))] == sizes
     found = epoch_of(batches)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, (IMAGES / 255).astype(np.float32))
+    np.testing.assert_array_equal(found, (IMAGES / 255).astype(np.float32), strict=True)
     np.testing.assert_array_equal(epoch_of(Batches(found, batch_size, seed=0)), found)  # floats stay as they are
 
 

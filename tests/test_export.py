@@ -79,12 +79,8 @@ folder, x, samples = sys.argv[1], np.load(sys.argv[2]), int(sys.argv[3])
 encoder, decoder = (keras.saving.load_model(f"{folder}/{half}.keras") for half in ("encoder", "decoder"))
 mean, log_var = (part.astype(np.float64) for part in encoder.predict(x, verbose=0))
 prior = np.load(f"{folder}/prior.npz")
-rng = np.random.default_rng(1)
-
 components = list(zip(*(prior[name].astype(np.float64) for name in ("weights", "means", "factors"))))
-
-def log_prior(z):
-    return logsumexp([np.log(w) + multivariate_normal(m, f @ f.T).logpdf(z) for w, m, f in components], axis=0)
+rng = np.random.default_rng(1)
 
 log_likelihoods, log_ratios = [], []  # log p(x|z) and log p(z) / q(z|x)
 for _ in range(samples):
@@ -92,7 +88,8 @@ for _ in range(samples):
     z = mean + np.exp(log_var / 2) * epsilon
     p = np.clip(decoder.predict(z.astype(np.float32), verbose=0).astype(np.float64), 1e-9, 1 - 1e-7)
     log_likelihoods.append((x * np.log(p) + (1 - x) * np.log(1 - p)).sum(axis=(1, 2)))
-    log_ratios.append(log_prior(z) + 0.5 * (epsilon ** 2 + log_var + np.log(2 * np.pi)).sum(axis=1))
+    log_prior = logsumexp([np.log(w) + multivariate_normal(m, f @ f.T).logpdf(z) for w, m, f in components], axis=0)
+    log_ratios.append(log_prior + 0.5 * (epsilon ** 2 + log_var + np.log(2 * np.pi)).sum(axis=1))
 found = {"reconstruction_loss": -np.mean(log_likelihoods), "kl_loss": -np.mean(log_ratios)}
 found["general_loss"] = found["reconstruction_loss"] + found["kl_loss"]
 log_weights = np.add(log_likelihoods, log_ratios)  # log p(x) ~ log mean p(x|z) p(z) / q(z|x)

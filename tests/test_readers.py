@@ -75,14 +75,6 @@ def test_the_first_form_of_a_folder_is_read(tmp_path):
         assert len(dataset.train_images) + len(dataset.test_images) == count
 
 
-def test_idx_to_the_bit(tmp_path):
-    image = bytes(range(256)) * 3 + bytes(16)  # 784 pixels, row by row
-    header = bytes.fromhex("00000803 00000001 0000001c 0000001c")
-    dataset = load(write(tmp_path, **{STEMS[0]: header + image, STEMS[2]: header + image[::-1]}))
-    assert dataset.train_images.tobytes() == image and dataset.test_images.tobytes() == image[::-1]
-    assert dataset.train_images[0, 1, 0] == 28  # the second row begins with the 29th pixel
-
-
 UNICODE = ["#", "C#", "C", "#1", "a b", "a\u2028b", "a\x85b", "a\x0cb", "é", "è", "中", '"a, b"']
 
 

@@ -17,7 +17,6 @@ BLOCKS = dict(re.findall(r"^### (.+?)\n.*?```python\n(.*?)```", DOCS, re.MULTILI
 A = make_arrays()
 X, Y, T, U = A.values()
 NAMES = np.array(["é", "#", "b", "a", "a", "a"])  # of the classes of the training images
-HALVES = (("train", X, Y), ("test", T, U))
 NAMED = ("Quick, Draw!", "CSV", "Names")  # recipes after which the classes have names
 
 
@@ -36,7 +35,7 @@ def files() -> dict[str, bytes | np.ndarray]:
     from scipy.io import savemat
 
     files = {"train-images-idx3-ubyte.gz": zipped(X), "large.npz": save(np.savez_compressed, **A)}
-    for part, x, y in HALVES:
+    for part, x, y in (("train", X, Y), ("test", T, U)):
         files[f"emnist-letters-{part}-images-idx3-ubyte.gz"] = zipped(x.swapaxes(1, 2))
         files[f"emnist-letters-{part}-labels-idx1-ubyte.gz"] = zipped(y)
         files[f"qmnist-{part}-images-idx3-ubyte.gz"] = zipped(x)
