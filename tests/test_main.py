@@ -81,7 +81,7 @@ def test_the_networks_are_listed_with_their_sizes_and_settings(capsys, plain_ker
 def test_the_log_of_a_run(small_run):
     """In a file there is nothing else: no notice of TensorFlow's, no progress bar."""
     folder, config = small_run.folder, read_config(small_run.folder)
-    banner, training = (part.splitlines() for part in small_run.log.split("-> Training is started.\n"))
+    banner, (first, last, *end) = (part.splitlines() for part in small_run.log.split("-> Training is started.\n"))
     said = dict(line.split(" =  ") for line in banner if " =  " in line)
     assert "cores" in said.pop("device")
     facts = config["settings"] | {"dataset": "digits (embedded in scikit-learn)", "image_size": "28 x 28"}
@@ -93,8 +93,7 @@ def test_the_log_of_a_run(small_run):
     for stage in ("image:         (None, 28, 28)", "epsilon:       (None, 3)", "pixels:      (None, 28, 28)"):
         assert stage in stages
     assert all(re.match(r"-----|[a-z_0-9]+: +\(None, [\d, ]+\)$", line) for line in stages)
-    first, last, *end = training  # more about the first two in test_callbacks.py
-    assert (first[:15], last[:15]) == ("|--- Epoch: 1/2", "|--- Epoch: 2/2")
+    assert (first[:15], last[:15]) == ("|--- Epoch: 1/2", "|--- Epoch: 2/2")  # more in test_callbacks.py
     general, reconstruction, kl = (config["test"][name] for name in LOSSES)
     assert end == [
         f"-> Plot of loss curves is saved in {folder}{os.sep}loss_curves.png",
