@@ -177,10 +177,13 @@ def test_page_agrees_with_keras(name, browser, tmp_path):
     if not prior.is_normal:
         np.testing.assert_allclose([shares for _, shares in read], prior.label_probabilities(means), atol=1e-3)
 
-    # The picture of an LSTM has a row for each number of its states, from which the mean is computed.
-    for number, states in enumerate(browser.run("return state.reading.states.map((states) => [...states])"), 1):
+    # The picture of each LSTM has a row for each number of its state, and a column for each step.
+    for number, lstm in enumerate((layer for layer in encoder.layers if isinstance(layer, layers.LSTM)), 1):
+        every_step = layers.LSTM.from_config(lstm.get_config() | {"return_sequences": True})
+        states = Model(encoder.input, every_step(lstm.input))
+        every_step.set_weights(lstm.get_weights())
         picture = browser.read_pixels(f"#states > :nth-child({number}) canvas")[:, :, 3]
-        np.testing.assert_allclose(picture, measure_opacity(np.reshape(states, (-1, 16)).T), atol=3)
+        np.testing.assert_allclose(picture, measure_opacity(np.array(states(image))[0].T), atol=3)
 
     # Each number of z has a text, and a line from mean - std to mean + std.
     mean, std = found
@@ -234,7 +237,7 @@ def check_stages(browser, outputs: dict) -> None:
         assert code == (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1].strip()
         assert f'"{name}"' in code or f'f"{name[:-1]}{{number}}"' in code
         found = browser.run("return [...state.reading.stages[arguments[0]].data]", name)
-        np.testing.assert_allclose(found, values.ravel(), atol=1e-3)
+        np.testing.assert_allclose(found, values.ravel(), atol=3e-3)  # large matrices are stored as float16
         if values.ndim == 3 and values.shape[2] > 1:  # the second tile of the first row
             tile = browser.read_pixels("#stage")[: values.shape[0], values.shape[1] + 1 :][:, : values.shape[1], 3]
             np.testing.assert_allclose(tile, measure_opacity(values)[:, :, 1], atol=3)
@@ -310,8 +313,7 @@ def test_ink_and_paper_are_those_of_most_images(browser, tmp_path):
     example = browser.read_pixels("#drawn .image")[:, :, 0]
     assert example[[0, -1]].min() == 255 and 60 <= example.min() < 80
     assert "the rest is white" in browser.find("#rows-part").text
-    headings = [browser.find(f"#{part}-part h2").text for part in ("pad", "latent")]
-    assert headings == ["Draw an image", "The numbers behind an image"]
+    assert browser.find("#latent-part h2").text == "The numbers behind an image"
 
 
 def split_page(path: Path) -> tuple[str, list[np.ndarray]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, refuse
 from helpers import load, make_arrays, make_idx_files, show, to_npy, write, write_npz
+from sklearn.datasets import load_digits
 
 from vae.data import convert
 from vae.data import load as loading
@@ -29,8 +30,6 @@ def test_mnist_to_the_bit():
 
 
 def test_digits():
-    from sklearn.datasets import load_digits
-
     small, dataset = load_digits(), loading.load(Source("digits"))
     assert (dataset.name, dataset.source, dataset.warning) == ("digits", "embedded in scikit-learn", None)
     assert (dataset.train_images.shape, dataset.test_images.shape) == ((1500, 28, 28), (297, 28, 28))
