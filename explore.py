@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         dataset = None if options.drawn else report.load_shown_images(run, options)
     except terminal.UserError as error:
-        if options.data or options.dataset:
+        if options.data or options.dataset or options.transpose:
             raise
         dataset = None
         print(f"-> {error}\n-> The map shows images that the model draws instead", file=sys.stderr)

@@ -91,9 +91,11 @@ def _hide_modules(*names: str) -> Iterator[None]:
     """
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))
-    yield
-    for name in hidden:
-        del sys.modules[name]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def find_backend() -> str:
