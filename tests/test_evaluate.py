@@ -166,3 +166,12 @@ def test_the_latent_space_and_the_hundred_strangest_images_are_drawn(run_copy, h
     np.testing.assert_array_equal(images, to_pixels(dataset.test_images[order]))
     assert title == "standard on own: the 100 strangest test images, row by row"
     assert "--figures nowhere: no such folder; make it" in refuse(evaluate.main, ["--figures", "nowhere"])
+
+
+def test_grey_pixels_are_measured_as_binary_ones_and_gaussian_ones_are_not(run_copy, here, capsys):
+    settings = read_config(run_copy)["settings"] | {"binarize": False}
+    write_config(run_copy, settings=settings)
+    measured = [measure(capsys, "--dataset", "digits", *FEW, *flag)[0] for flag in ([], ["--binarize"])]
+    assert [metrics["irreducible_loss"] > 0 for metrics in measured] == [True, False]
+    write_config(run_copy, settings=settings | {"likelihood": "gaussian"})
+    assert "its pixels are Gaussian, so not binary" in refuse(evaluate.main, ["--binarize"])
