@@ -1,9 +1,9 @@
-"""The map of codes: their places, and those of the names of the classes."""
+"""The map of codes: their places, those of the names, and colours that the colour-blind tell apart."""
 
 import numpy as np
 import pytest
 
-from vae.latent_map import ON_MAP, choose_codes, place_codes, place_names
+from vae.latent_map import COLOURS, ON_MAP, choose_codes, place_codes, place_names
 
 
 def test_neighbours_stay_neighbours():
@@ -40,3 +40,30 @@ def test_names_are_at_their_class_and_apart():
     assert list(names) == [0, 1, 2]
     np.testing.assert_allclose(names[2], [5, 5])
     assert np.linalg.norm(names[0] - names[1]) > 0.95 and np.linalg.norm(names[0]) < 1
+
+
+# What three kinds of colour-blindness see of linear red, green and blue (Machado et al., 2009, severity 1).
+SIGHTS = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+@pytest.mark.parametrize("background", [0, 1])
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_colours_differ_for_every_sight(sight, background):
+    """By at least 0.05 in OKLab; about 0.02 can just be seen."""
+    texts = [pair[background] for pair in COLOURS]
+    rgb = np.array([[int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)] for text in texts])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.transpose(SIGHTS[sight])
+    to_cones = [[0.4122215, 0.5363325, 0.0514460], [0.2119035, 0.6806995, 0.1073970], [0.0883025, 0.2817188, 0.6299787]]
+    to_lab = [
+        [0.2104543, 0.7936178, -0.0040720],
+        [1.9779985, -2.4285922, 0.4505937],
+        [0.0259040, 0.7827718, -0.8086758],
+    ]
+    lab = np.cbrt(np.clip(linear, 0, 1) @ np.transpose(to_cones)) @ np.transpose(to_lab)
+    lengths = np.linalg.norm(lab[:, None] - lab[None, :], axis=2)
+    assert lengths[np.triu_indices(len(lab), 1)].min() > 0.05
