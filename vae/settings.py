@@ -89,7 +89,10 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, use: str) -> None:
 
 
 def add_data_flags(parser: argparse.ArgumentParser, use: str) -> argparse._MutuallyExclusiveGroup:
-    """Give the parser the flags that say which images a trained model is shown; return those of one choice."""
+    """Give the parser the flags that say which images a trained model is shown.
+
+    Returns the group of --dataset and --data: only one flag of a group can be given.
+    """
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--dataset", choices=DATASETS, help=f"{use} (default: what the run was trained on)")
     images.add_argument("--data", metavar="PATH", help="or your own, as in main.py --data (default: as --dataset)")
@@ -101,7 +104,7 @@ def complete(given: dict) -> Namespace:
     """Return every setting of a run: those that were given, and the defaults of the network and of the table."""
     network = NETWORKS[given.get("network", "standard")]
     defaults = {name: getattr(network, name, default) for name, (default, _, _) in SETTINGS.items()}
-    return Namespace(**{"shards": None} | defaults | given)  # shards: see vae/parallel.py
+    return Namespace(**{"shards": None} | defaults | given)  # shards: see vae/backend.py
 
 
 def fit_defaults(settings: Namespace, given: dict, count: int) -> None:

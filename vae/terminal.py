@@ -85,9 +85,10 @@ def import_keras(threads: int | None = None):
 
 @contextmanager
 def _hide_modules(*names: str) -> Iterator[None]:
-    """Let modules seem not to be installed for a while, if nobody has imported them yet.
+    """Hide modules for a while, as if they were not installed. Those that are imported already stay.
 
-    Keras imports these two for parts of it that are not used here. It takes a third of its time.
+    Keras imports scikit-learn and pyplot, where they are installed, for parts that this project does not use. That
+    takes about a third of its import.
     """
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))

@@ -87,7 +87,7 @@ class Draft:
 
 
 def name_label(label: int, names: Sequence[str] | None) -> str:
-    """The name of a label: its number where it has no other."""
+    """The name of a label, or its number where it has no name."""
     return names[label] if names and 0 <= label < len(names) else str(label)
 
 
