@@ -48,13 +48,12 @@ def parse(arguments: list[str] | None = None) -> dict:
 def build_vae(options: Namespace, dataset: Dataset):
     """Build and compile the VAE that the settings describe."""
     keras = backend.prepare(options)  # imported only now, as it takes seconds: flags and images are checked
-    from model import MixturePrior, NormalPrior
+    from model import VAE, MixturePrior, NormalPrior
 
     network = settings.NETWORKS[options.network]
     halves = network.build(dataset.image_shape, options.hidden_dim, options.latent_dim)  # encoder and decoder
     mixture = options.prior == "mixture"
     prior = MixturePrior(options.components, options.latent_dim) if mixture else NormalPrior()
-    VAE = backend.choose_vae(options.shards)  # model.VAE, or one that computes the same on several cores or devices
     vae = VAE(halves, prior, options.beta, settings.variance_of(options), options.importance_samples)
 
     # The learning rate rises to its peak in a short warm-up and falls back to 0 along a cosine.
@@ -81,13 +80,15 @@ def train(vae, dataset: Dataset, run: Run) -> None:
     options = run.settings
     batches = make_batches(dataset.train_images, options, options.batch_size, shuffle=True)
     held_out = dataset.test_images if dataset.validation_images is None else dataset.validation_images
+    held_out = make_batches(held_out, options)
+    parallel.deal(batches, held_out)  # to several devices, where there are some
     (shown,) = make_batches(dataset.test_images[:10], options)[0]
     print("-> Training is started.", flush=True)
     vae.fit(
         batches,
         epochs=options.epochs,
         initial_epoch=len(run.rows),
-        validation_data=make_batches(held_out, options),
+        validation_data=held_out,
         callbacks=callbacks.make(run, batches, shown),  # noise, log, saving, a stop at a loss that is not finite
         shuffle=False,  # `Batches` shuffles, and draws binary pixels, by (seed, epoch)
         verbose=0,

@@ -91,11 +91,12 @@ def test_the_shares_of_all_processes_are_the_batch_but_for_a_few_images(devices,
     """Binary pixels are those that one device draws."""
     whole = Batches(IMAGES, 10, seed=0, shuffle=True, binarize=True)
     batches = [Batches(IMAGES, 10, seed=0, shuffle=True, binarize=True) for _ in range(processes)]
-    shares = [one.deal(devices, process, processes) for process, one in enumerate(batches)]
-    for one in (whole, *shares):
+    for process, one in enumerate(batches):
+        one.deal(devices, process, processes)
+    for one in (whole, *batches):
         one.start(epoch=3)
     for index in range(len(whole)):
-        parts = [share[index][0] for share in shares]
+        parts = [one[index][0] for one in batches]
         found, wanted = np.concatenate(parts), whole[index][0]
         assert len({part.shape for part in parts}) == 1
         assert len(found) % devices == 0 and 0 <= len(wanted) - len(found) < devices

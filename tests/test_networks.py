@@ -76,7 +76,6 @@ def test_layers_parameters_and_defaults(name):
     *defaults, parameters = PUBLISHED[name]
     fields = ("epochs", "batch_size", "learning_rate", "hidden_dim", "latent_dim", "validation_split")
     assert [getattr(NETWORKS[name], field) for field in fields] == defaults
-    assert NETWORKS[name].in_shards == (name not in ("readout", "batchnorm"))
     assert NETWORKS[name].prior == ("mixture" if name == "standard" else "normal")  # the published ones as published
     halves = outline(name)
     assert sum(half.count_params() for half in halves) == parameters

@@ -254,5 +254,4 @@ def test_the_newest_unfinished_run_is_resumed_else_the_one_that_finished_last(ro
     os.utime(older / "config.json", ns=(1, 1))
     assert runs.find_resumable() == newer
     with runs.lock(newer):  # it is in training at this moment
-        assert runs.find_resumable() == older
         assert "another process trains there" in refuse(runs.lock(newer).__enter__)

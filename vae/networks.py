@@ -23,8 +23,6 @@ class Network:
     latent_dim: int
     validation_split: float = 0.0
     prior: str = "normal"
-    in_shards: bool = True  # whether a batch may be computed in parts (vae/backend.py)
-    images_per_call: int = 1000  # images per call of Keras; small, so that Ctrl-C is quick
 
 
 NETWORKS: dict[str, Network] = {}
@@ -48,10 +46,7 @@ def standard(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     return model.build_encoder(image_shape, hidden_dim, latent_dim), model.build_decoder(image_shape, latent_dim)
 
 
-# Not in shards: its 20 million weights outweigh the images.
-@network(
-    epochs=50, batch_size=100, learning_rate=1e-3, hidden_dim=64, latent_dim=64, in_shards=False, images_per_call=500
-)
+@network(epochs=50, batch_size=100, learning_rate=1e-3, hidden_dim=64, latent_dim=64)
 def readout(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     """All outputs of the LSTM are encoded; a dense layer reads the image out of the last feature maps.
 
@@ -113,8 +108,7 @@ def dense(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     return encoder, end_decoder(z, layers.Dense(pixels, name="dense2")(h), image_shape)
 
 
-# Not in shards: it normalises over the whole batch.
-@network(epochs=50, batch_size=100, learning_rate=1e-3, hidden_dim=32, latent_dim=32, in_shards=False)
+@network(epochs=50, batch_size=100, learning_rate=1e-3, hidden_dim=32, latent_dim=32)
 def batchnorm(image_shape: tuple[int, int], hidden_dim: int, latent_dim: int):
     """Normalised images; the decoder has batch normalisation, pooling and dropout.
 

@@ -103,10 +103,11 @@ def meet() -> None:
         multihost_utils.sync_global_devices("all processes are here")
 
 
-def deal(batches):
-    """Deal each batch out to all devices: an item of the batches is from then on what this process computes."""
+def deal(*parts) -> None:
+    """Deal the batches of these `Batches` out to all devices: from then on an item is what this process computes."""
     together = _find_distribution()
-    return batches.deal(together.num_model_replicas, together.data_shard_id, together.num_processes)
+    for batches in parts if together else ():
+        batches.deal(together.num_model_replicas, together.data_shard_id, together.num_processes)
 
 
 def leave(vae, build: Callable, run):

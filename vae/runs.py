@@ -84,17 +84,9 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         held = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
-        raise UserError(f"{folder}: another process trains there; wait for it, or stop it first") from None
+        raise UserError(f"{folder}: another process trains there; wait for it, or name another run") from None
     with held:
         yield
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with lock(folder):
-            return False
-    except UserError:
-        return True
 
 
 def _find_all() -> Iterator[tuple[Path, dict]]:
@@ -111,8 +103,8 @@ def find_finished_last() -> Path | None:
 
 
 def find_resumable() -> Path:
-    """Return the newest unfinished run that nobody trains, else the one that finished last; UserError without any."""
-    unfinished = [folder for folder, config in _find_all() if not config["finished"] and not _is_locked(folder)]
+    """Return the newest unfinished run, else the one that finished last; UserError without any."""
+    unfinished = [folder for folder, config in _find_all() if not config["finished"]]
     if unfinished:
         return max(unfinished, key=lambda folder: (folder / "config.json").stat().st_mtime_ns)
     if (last := find_finished_last()) is None:

@@ -104,7 +104,7 @@ def complete(given: dict) -> Namespace:
     """Return every setting of a run: those that were given, and the defaults of the network and of the table."""
     network = NETWORKS[given.get("network", "standard")]
     defaults = {name: getattr(network, name, default) for name, (default, _, _) in SETTINGS.items()}
-    return Namespace(**{"shards": None} | defaults | given)  # shards: see vae/backend.py
+    return Namespace(**defaults | given)
 
 
 def fit_defaults(settings: Namespace, given: dict, count: int) -> None:

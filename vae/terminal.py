@@ -62,14 +62,12 @@ def shown(path: Path) -> str:
 # Keras
 
 
-def import_keras(threads: int | None = None):
+def import_keras():
     """Import Keras without the start-up notices of TensorFlow, and return it.
 
     Compiled code writes the notices to the file descriptor of standard error, so that is silenced. The user's
-    keras.json is not read: what it can say would break a run. A TensorFlow operation uses at most so many `threads`.
+    keras.json is not read: what it can say would break a run.
     """
-    if threads is not None:
-        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
     os.environ["KERAS_BACKEND"] = find_backend()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # TensorFlow uses oneDNN by default only on processors with AVX512_VNNI or the like. On others, as in many laptops,

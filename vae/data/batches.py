@@ -28,12 +28,11 @@ class Batches(keras.utils.PyDataset):
         self._devices, self._process, self._processes = 1, 0, 1
         self.start(epoch=0)
 
-    def deal(self, devices: int, process: int, processes: int) -> "Batches":
+    def deal(self, devices: int, process: int, processes: int) -> None:
         """Make items the share of `process`. The few images that cannot be dealt out evenly are left out."""
         if (least := min(map(len, self._parts))) < devices:
             raise UserError(f"--devices: a batch of {least} images cannot be dealt out to {devices}; use fewer devices")
         self._devices, self._process, self._processes = devices, process, processes
-        return self
 
     def start(self, epoch: int) -> None:
         """Switch to the batches of this epoch."""

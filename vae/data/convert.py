@@ -62,6 +62,7 @@ def _arrange(draft: Draft, role: str) -> np.ndarray:
     is_last = len(shape) == 3 and shape[0] == shape[1] != shape[2]  # (H, H, n)
     if not is_image or is_last or max(array.shape[1:3]) > 16 * min(array.shape[1:3]):
         wanted = "numbers (n, H, W), (n, H * H), (n, H, W, channels) or (n, channels, H, W)"
+        wanted += "; (H, H, n) has the number of images last: swap the axes first" if is_last else ""
         raise UserError(f"{role}: their shape is {shape} of {array.dtype.name:.50}, expected {wanted}")
     if array.ndim == 4:
         draft.notes.append(f"{role}: colours are turned to grey")

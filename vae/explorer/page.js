@@ -486,7 +486,7 @@ function showBars(root, title, values, spreads) {
     svg("path", { d: `M0 50H${10 * latents}`, class: "zero" }), ...bars);
   picture.setAttribute("aria-label", texts.join(", "));
   const ticks = latents <= 40 ? order.map((i) => make("span", {}, i + 1)) : [];
-  root.replaceChildren(make("h3", {}, `${title} (up to ${end.toFixed(1)})`), picture);
+  root.replaceChildren(make("h3", {}, `${title} (-${end.toFixed(1)} to ${end.toFixed(1)})`), picture);
   root.append(make("div", { className: "ticks" }, ...ticks));
 }
 
