@@ -56,26 +56,17 @@ def check_name(name: str) -> None:
 
 def create_folder(settings: Namespace, dataset_name: str) -> Path:
     """Create the folder of a new run: its --name, or NETWORK-DATASET-NNN with the next free number."""
-    root = find_root()
+    root, stem = find_root(), f"{settings.network}-{dataset_name}"
+    names = [settings.name] if settings.name else (f"{stem}-{number:03d}" for number in itertools.count(1))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if settings.name is None:
-            return _create_numbered(root, f"{settings.network}-{dataset_name}")
-        folder = root / settings.name
-        folder.mkdir()
-        return folder
-    except FileExistsError as error:  # another run took the name since it was checked, or the root is a file
-        raise UserError(f"{error.filename} exists; take another --name") from error
+        for folder in (root / name for name in names):
+            with suppress(FileExistsError):  # another run may take a name at the same moment
+                folder.mkdir()
+                return folder
     except OSError as error:
         raise UserError(f"{root} cannot be written ({error.strerror}); name another in VAE_CHECKPOINTS") from error
-
-
-def _create_numbered(root: Path, stem: str) -> Path:
-    for number in itertools.count(1):
-        folder = root / f"{stem}-{number:03d}"
-        with suppress(FileExistsError):  # of another run, which may take this number at the same moment
-            folder.mkdir()
-            return folder
+    raise UserError(f"{root / settings.name} exists; take another --name")
 
 
 @contextmanager
