@@ -93,7 +93,7 @@ def build_log_likelihood(decoder, variance: float | None):
 
 
 def measure(models: tuple, dataset: Dataset, options: argparse.Namespace) -> tuple[dict, dict[str, np.ndarray]]:
-    """Return every metric by name, and what each test image has, as --arrays saves it.
+    """Return all metrics by name, and the arrays that --arrays saves: an entry for each test image.
 
     `models` are the encoder, log p(x|z) and the prior. The three losses are means over all test images.
     """

@@ -16,7 +16,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add_checkpoint_flag(parser, "explore")
     images = add_data_flags(parser, "the test images on the map")
-    drawn = "show images that the model draws instead (default: where there are none)"
+    drawn = "show images that the model draws instead (default: only where there are no others)"
     images.add_argument("--drawn", action="store_true", help=drawn)
     add("--output", default="explorer.html", metavar="HTML", help="the page (default: explorer.html)")
     add("--no-open", dest="open", action="store_false", help="do not open it in the browser (default: it is opened)")
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     output = files.check_place("--output", options.output)
     run = Run.find(options.checkpoint)
     try:
-        dataset = None if options.drawn else report.load_shown_images(run, options)
+        dataset = None if options.drawn and not options.transpose else report.load_shown_images(run, options)
     except terminal.UserError as error:
         if options.data or options.dataset or options.transpose:
             raise

@@ -76,9 +76,12 @@ def check(options: Namespace) -> None:
         options.arrays = files.check_place("--arrays", options.arrays)
     options.has_images = options.data or options.dataset or options.transpose
     if options.has_images and not options.reconstruct and not options.interpolate:
-        raise UserError("--data and --dataset: only --reconstruct and --interpolate read images; leave them out")
-    if options.label and (options.manifold or options.reconstruct or options.source or options.has_images):
-        raise UserError("--label: it contradicts --manifold, --reconstruct, --from and --data; leave one of them out")
+        raise UserError("--data, --dataset, --transpose: only --reconstruct and --interpolate read images; add one")
+    if options.manifold or options.reconstruct or options.source or options.has_images:
+        for flag, is_given in (("--label", options.label), ("--scale", options.scale != 1)):
+            if is_given:
+                others = "--manifold, --reconstruct, --from and --data"
+                raise UserError(f"{flag}: it contradicts {others}; leave one of them out")
 
 
 def pick(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
@@ -132,7 +135,7 @@ def draw(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
 
 def read_labels(texts: list[str], run: Run, prior: Mixture) -> list[int]:
     """Return the labels that --label names: a text is one label, or several between commas, or one in each letter."""
-    known = {name_label(label, run.label_names): label for label in prior.drawable_labels}
+    known = {name_label(label, run.label_names): label for label in prior.labels.tolist()}
     if texts and not known:
         raise UserError("--label: the prior of this run has no labels; leave it out")
     labels = []
@@ -157,13 +160,14 @@ def encode(run: Run, dataset: Dataset, options: Namespace) -> tuple[np.ndarray, 
 
 def plan_digits(prior: Mixture, labels: list[int], options: Namespace) -> tuple[np.ndarray, int]:
     """Return latent vectors (n, D) drawn at random, a row for each of several labels, and the columns of their grid."""
+    labels = list(dict.fromkeys(labels)) or [None]
     count = options.count or COUNT
     columns = options.columns or math.ceil(count**0.5)
     if len(labels) > 1:
         if options.count and options.columns:
             raise UserError("--columns: each of several labels has a row; give --columns or --count, not both")
         count = columns = options.columns or math.ceil(count / len(labels))
-    rows = [draw_vectors(prior, count, label, options) for label in dict.fromkeys(labels or [None])]
+    rows = [draw_vectors(prior, count, label, options) for label in labels]
     return np.concatenate(rows), columns
 
 
@@ -186,7 +190,7 @@ def plan_walks(prior: Mixture, labels: list, codes: np.ndarray | None, options: 
     if len(labels) == 1:
         labels = labels * 2
     labels = labels or [None] * (3 if options.moves else 2)
-    legs = 1 if codes is not None else len(labels) - 1
+    legs = len(labels) - 1
     count = options.count or (WALKS if options.moves else COUNT)
     columns = options.columns or max(math.ceil(count**0.5), 3 * legs + 1)
     rows = count if options.moves else math.ceil(count / columns)
@@ -208,7 +212,7 @@ def plan_plane(run: Run, prior: Mixture, options: Namespace) -> tuple[np.ndarray
         raise UserError(f"--manifold: {run.folder} has one latent dimension, and a plane needs two")
     activity = run.config.get("activity", [1.0] * size)  # before the end of training there is none
     axes = np.argsort(-np.array(activity), kind="stable")[:2]
-    side = math.ceil((options.count or COUNT) ** 0.5)
+    side = options.columns or math.ceil((options.count or COUNT) ** 0.5)
     return sampling.lay_plane(prior, side, axes, np.random.default_rng(options.seed)), side
 
 
@@ -248,7 +252,9 @@ def write(images: np.ndarray, columns: int, options: Namespace) -> None:
         plots.write_animation(frames, place, [60 if time % FRAMES else 900 for time in range(columns)])
     else:
         if options.arrays is not None and len(images) > SHOWN:
-            images, columns = images[:SHOWN], options.columns or math.isqrt(SHOWN)
+            has_rows = options.columns or options.interpolate or options.reconstruct or options.label
+            columns = columns if has_rows else math.isqrt(SHOWN)
+            images = images[: max(1, SHOWN // columns) * columns]
         plots.write_picture(plots.tile(images, columns), place)
     print(f"-> Generated images are saved in {place}")
 

@@ -10,8 +10,8 @@ from vae import backend, parallel, report, sampling, settings, terminal
 from vae.data.dataset import Dataset
 from vae.run import Run
 
-WARMUP = 0.01  # share of the training steps in which the learning rate rises, but at least WARMUP_STEPS
-WARMUP_STEPS = 100  # or a short run can fail to learn
+WARMUP = 0.01  # share of the training steps in which the learning rate rises
+WARMUP_STEPS = 100  # at least these, or a quarter of a shorter run; else it can fail to learn
 MEASURED_AT_ONCE = 1000  # images in a batch that is only measured, encoded or reconstructed
 MOST_CODES = 200_000  # training images, at most, that are encoded at the end: more would not improve the statistics
 
@@ -97,7 +97,7 @@ def train(vae, dataset: Dataset, run: Run) -> None:
 
 def finish(vae, dataset: Dataset, run: Run) -> None:
     """Write what a finished run has: figures, the labels of its prior, its losses on the test images."""
-    from vae import callbacks, plots
+    from vae import plots
 
     options = run.settings
     images, labels = dataset.sample_training(MOST_CODES, options.seed)
@@ -105,7 +105,7 @@ def finish(vae, dataset: Dataset, run: Run) -> None:
     if options.prior == "mixture" and labels is not None:
         codes = sampling.draw_codes(mean, log_var, np.random.default_rng(options.seed))
         run.save_prior(sampling.learn_labels(run.load_prior(), codes, labels))
-    callbacks.reseed_test(vae, options.seed, options.epochs)
+    vae.reseed(options.seed, options.epochs, 1)  # as in the test pass of the last epoch
     losses = vae.evaluate(make_batches(dataset.test_images, options), verbose=0, return_dict=True)
     if options.save_reconstructions:
         run.save_reconstructions(vae, make_batches(dataset.train_images, options))

@@ -183,27 +183,20 @@ class VAE(keras.Model):
         K is importance_samples in training, and otherwise 1. Returns the logits (n, K, 28, 28); reconstruction,
         -log p(x|z), (n, K); the KL, (n,); and log_ratio, log p(z) - log q(z|x), (n, K).
         """
-        mean, log_var, z, logits = self.encode_and_decode(images, training)
+        samples = self.importance_samples if training else 1
+        mean, log_var = self.encoder(images, training=training)  # (n, D)
+        epsilon = keras.random.normal((ops.shape(images)[0], samples, mean.shape[1]), seed=self.noise)
+        z = mean[:, None] + ops.exp(0.5 * log_var)[:, None] * epsilon  # (n, K, D), Kingma & Welling, equation 4
+        vectors = ops.reshape(z, (-1, mean.shape[1]))  # (n * K, D)
+        logits = ops.reshape(self.decode_logits(vectors, training=training), (-1, samples, *images.shape[1:]))
         reconstruction = reconstruction_loss(images[:, None], logits, self.variance)
-        log_prior = ops.reshape(self.prior.log_prob(ops.reshape(z, (-1, z.shape[2]))), (-1, z.shape[1]))
+        log_prior = ops.reshape(self.prior.log_prob(vectors), (-1, samples))
         kl = self.prior.kl_loss(mean, log_var, ops.mean(log_prior, axis=1))
-        if z.shape[1] == 1:  # "sticking the landing" (Roeder, 2017): the gradient of q's density is only noise
+        if samples == 1:  # "sticking the landing" (Roeder, 2017): the gradient through q's density is 0 on average
             mean, log_var = ops.stop_gradient(mean), ops.stop_gradient(log_var)
         squares = ops.square(z - mean[:, None]) * ops.exp(-log_var)[:, None]
         log_posterior = -0.5 * ops.sum(squares + log_var[:, None] + LOG_2PI, axis=2)
         return logits, reconstruction, kl, log_prior - log_posterior
-
-    def encode_and_decode(self, images, training=False):
-        """Encode images (n, 28, 28), draw K latent vectors z of each from q(z|x), decode.
-
-        Returns mean and log_var (n, D), z (n, K, D) and the logits (n, K, 28, 28).
-        """
-        samples = self.importance_samples if training else 1
-        mean, log_var = self.encoder(images, training=training)
-        epsilon = keras.random.normal((ops.shape(images)[0], samples, mean.shape[1]), seed=self.noise)
-        z = mean[:, None] + ops.exp(0.5 * log_var)[:, None] * epsilon  # (n, K, D), Kingma & Welling, equation 4
-        logits = self.decode_logits(ops.reshape(z, (-1, mean.shape[1])), training=training)
-        return mean, log_var, z, ops.reshape(logits, (-1, samples, *images.shape[1:]))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the loss that is minimised, from what `call` returned: a mean over the batch, in nats per image."""

@@ -113,6 +113,9 @@ def test_a_frame_has_the_same_noise_after_every_epoch(vae, run, images, monkeypa
     vae.prior = model.MixturePrior(4, 2)
     log = LogAndSave(run, None, images[:3])
     log.set_model(vae)
+    log.set_params({"epochs": 200})
+    assert log._draw_frame() is None  # after every second epoch, up to the last one
+    log.set_params({"epochs": 199})
     draws, originals, reconstructions = log._draw_frame()
     assert draws.shape == (25, *SIDES) and originals is log._shown and reconstructions.shape == (3, *SIDES)
     assert len(np.unique(draws.round(4), axis=0)) == 25

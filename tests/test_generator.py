@@ -97,6 +97,8 @@ def test_all_batches_have_one_size():
         ("--interpolate --count 20 --columns 5", 4, 5),
         ("--interpolate --label 012 --count 18", 3, 7),
         ("--manifold --count 8", 3, 3),
+        ("--manifold --columns 4", 4, 4),
+        ("--digit 33 --count 9", 3, 3),  # one label, so no row of its own
         ("--reconstruct --count 6 --columns 2", 3, 4),
     ],
 )
@@ -106,6 +108,12 @@ def test_the_grid_is_as_large_as_asked_for(run_copy, here, arguments, rows, colu
     grid = np.asarray(Image.open("g.png"))
     assert grid.shape == (2 + 86 * rows, 2 + 86 * columns) and sorted(os.listdir()) == ["a.npz", "g.png"]
     np.testing.assert_array_equal(grid, plots.tile(images, columns))
+
+
+def test_a_picture_of_the_first_of_many_walks_has_whole_rows(run_copy, here):
+    images = draw("--interpolate", "--count", "450", "--columns", "9", "--output", "g.png")
+    assert len(images) == 450
+    np.testing.assert_array_equal(np.asarray(Image.open("g.png")), plots.tile(images[:396], 9))
 
 
 def test_the_plane_is_along_the_two_most_active_dimensions(run_copy, here, decoded):
@@ -232,8 +240,9 @@ def test_a_folder_gets_a_file_for_each_image(run_copy, here):
         ("--manifold --digit 3", "--label: it contradicts"),
         ("--from reconstructions --digit 3", "--label: it contradicts"),
         ("--interpolate --digit 3 --dataset digits", "--label: it contradicts"),
+        ("--manifold --scale 0.5", "--scale: it contradicts --manifold"),
         ("--digit 31 --count 8 --columns 3", "--columns: each of several labels has a row"),
-        ("--dataset digits", "--data and --dataset: only --reconstruct and --interpolate read images"),
+        ("--dataset digits", "--data, --dataset, --transpose: only --reconstruct and --interpolate read images"),
         ("--from reconstructions", ".*only a run with --save-reconstructions has it"),
         ("--output nowhere/g.png", "--output nowhere.g.png: no such folder"),
         ("--output nowhere/g/", "--output nowhere.g: no such folder"),

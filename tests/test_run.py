@@ -255,3 +255,6 @@ def test_the_newest_unfinished_run_is_resumed_else_the_one_that_finished_last(ro
     assert runs.find_resumable() == newer
     with runs.lock(newer):  # it is in training at this moment
         assert "another process trains there" in refuse(runs.lock(newer).__enter__)
+    (older / ".lock").mkdir()
+    assert "cannot be written (Is a directory)" in refuse(runs.lock(older).__enter__)
+    assert "no config.json" in refuse(Run.find, "")  # not another run

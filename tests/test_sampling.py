@@ -121,12 +121,6 @@ def test_a_label_is_drawn_from_its_gaussians(overlapping, shares, label, wanted)
     assert z.shape == (20_000, 2) and z.dtype == np.float32
 
 
-def test_a_label_without_weight_cannot_be_drawn(overlapping):
-    assert overlapping.drawable_labels.tolist() == [0, 1] and not len(sampling.make_normal(2).drawable_labels)
-    without = replace(overlapping, weights=np.array([0, 1, 0], np.float32))
-    assert without.drawable_labels.tolist() == [1]
-
-
 @pytest.mark.parametrize("label", [None, 1])
 def test_the_first_vectors_are_the_same_for_every_count(overlapping, label, monkeypatch):
     """To the last bit; they are computed in parts, of which the last is smaller."""

@@ -69,7 +69,7 @@ def test_the_defaults_fit_the_number_of_images_and_a_line_says_so(count, given, 
     settings.fit_defaults(found, given, count)
     assert (found.batch_size, found.epochs, found.components) == wanted
     changed = (before.batch_size, before.epochs) != wanted[:2]
-    line = "-> For {:,} training images, the defaults become --batch-size {} --epochs {}\n".format(count, *wanted[:2])
+    line = "-> For {:,} training images, the run has --batch-size {} --epochs {}\n".format(count, *wanted[:2])
     assert capsys.readouterr().err == (line if changed else "")
 
 

@@ -36,7 +36,7 @@ def build_vae(components: int | None = 2):
 def train_epoch(run: Run, vae) -> None:
     for variable in list_variables(vae):
         variable.assign(variable + 1)
-    run.save_epoch(vae, run.make_row(LOSSES, 0.5, len(run.rows) + 1.0), FRAME + len(run.rows))
+    run.save_epoch(vae, [*LOSSES, 0.5, len(run.rows) + 1.0], FRAME + len(run.rows))
 
 
 def train(run: Run) -> Path:

@@ -1,4 +1,4 @@
-"""What depends on the backend and the number format. The arithmetic is that of model.py."""
+"""What depends on the backend and the number format. The losses do not."""
 
 from argparse import Namespace
 

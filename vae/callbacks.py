@@ -1,5 +1,6 @@
 """What `fit` calls in an epoch: reseeding, the check for losses that are not finite, the log and the saving."""
 
+import math
 import sys
 import time
 
@@ -14,6 +15,7 @@ from vae.run import LOSSES, Run
 from vae.terminal import UserError, raise_lost_signal
 
 DRAWS = 25  # in a frame of training.gif
+MOST_FRAMES = 100  # of it, as all of them are saved after every epoch
 
 
 def make(run: Run, batches: Batches, shown: np.ndarray) -> list[keras.callbacks.Callback]:
@@ -38,12 +40,7 @@ class Reseed(keras.callbacks.Callback):
         self.model.reseed(self._seed, epoch)
 
     def on_test_begin(self, logs=None):
-        reseed_test(self.model, self._seed, self._epoch + 1)
-
-
-def reseed_test(vae, seed: int, epochs: int) -> None:
-    """Make the noise of a test pass after so many epochs a function of (seed, epochs)."""
-    vae.reseed(seed, epochs, 1)
+        self.model.reseed(self._seed, self._epoch + 1, 1)  # 1: the test pass
 
 
 class StopAtNonFinite(keras.callbacks.Callback):
@@ -103,9 +100,9 @@ class LogAndSave(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         losses = [round(float(logs[prefix + name]), 4) for prefix in ("", "val_") for name in LOSSES]
         seconds = self._steps_ended - self._epoch_began  # of the training steps, without the test pass
-        row = self._run.make_row(losses, round(seconds, 3), round(time.perf_counter() - self._began, 3))
-        self._run.save_epoch(self.model, row, self._draw_frame())
-        tqdm.write(self._write_line(row))
+        elapsed = time.perf_counter() - self._began
+        self._run.save_epoch(self.model, [*losses, round(seconds, 3), round(elapsed, 3)], self._draw_frame())
+        tqdm.write(self._write_line(self._run.rows[-1]))
         sys.stdout.flush()
 
     def on_train_end(self, logs=None):
@@ -114,9 +111,10 @@ class LogAndSave(keras.callbacks.Callback):
     def _draw_frame(self) -> np.ndarray | None:
         """Draw a frame of training.gif: always the same 25 draws, and reconstructions of the same images.
 
-        On several devices there is no frame.
+        On several devices, and after most epochs of a long run, there is no frame.
         """
-        if parallel.is_together():
+        left = self.params["epochs"] - len(self._run.rows) - 1
+        if parallel.find_distribution() or left % math.ceil(self.params["epochs"] / MOST_FRAMES):
             return None
         layer, latent_dim = self.model.prior, self._run.settings.latent_dim
         is_normal = isinstance(layer, NormalPrior)

@@ -18,7 +18,7 @@ from vae.terminal import UserError, as_path
 
 # Keys that Keras wrote first after 3.8, and that older versions refuse. All have their defaults in these networks.
 NEWER_KEYS = ("quantization_config", "input_axes", "output_axes", "renorm", "renorm_clipping", "renorm_momentum")
-LARGEST = 4 * 2**30  # bytes in an archive, unpacked; the training state of `readout` has three times its weights
+LARGEST = 4 * 2**30  # bytes in an archive, unpacked; a training state has all weights three times
 
 
 def check_place(flag: str, text: str) -> Path:
@@ -67,7 +67,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 @contextmanager
 def _reading(path: Path, remedy: str) -> Iterator[None]:
-    """Raise UserError, with the remedy, where a zip archive is missing, damaged or too large, by what it declares."""
+    """Raise UserError, with the remedy, where an archive is missing, damaged, or declares more than LARGEST bytes."""
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > LARGEST:

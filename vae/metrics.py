@@ -1,4 +1,4 @@
-"""How good a model is beyond its loss: the importance-weighted likelihood and the active units.
+"""How good a model is: its KL, likelihood and active units, and how well it knows the labels.
 
 Burda, Grosse & Salakhutdinov, Importance Weighted Autoencoders, 2016.
 """

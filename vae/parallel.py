@@ -77,27 +77,22 @@ def _distribute(devices: int | None) -> None:
         keras.distribution.set_distribution(together)
 
 
-def _find_distribution():
+def find_distribution():
     """Return Keras's distribution over several devices; None where there is one device, or another backend."""
     import keras
 
     return keras.distribution.distribution() if keras.backend.backend() == "jax" else None
 
 
-def is_together() -> bool:
-    """Whether several devices compute each batch."""
-    return _find_distribution() is not None
-
-
 def is_first() -> bool:
     """Whether this process writes the files: the only one, as a rule."""
-    together = _find_distribution()
+    together = find_distribution()
     return together is None or together.data_shard_id == 0
 
 
 def meet() -> None:
     """Wait until all processes have come here."""
-    if is_together():
+    if find_distribution():
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("all processes are here")
@@ -105,7 +100,7 @@ def meet() -> None:
 
 def deal(*parts) -> None:
     """Deal the batches of these `Batches` out to all devices: from then on an item is what this process computes."""
-    together = _find_distribution()
+    together = find_distribution()
     for batches in parts if together else ():
         batches.deal(together.num_model_replicas, together.data_shard_id, together.num_processes)
 
@@ -115,7 +110,7 @@ def leave(vae, build: Callable, run):
 
     Of several processes only the first goes on: the others end here.
     """
-    if not is_together():
+    if not find_distribution():
         return vae
     if not is_first():
         sys.exit()

@@ -1,4 +1,4 @@
-"""What the scripts print: the banner, the stages of a network, the list of networks, the end of a run."""
+"""What the scripts tell the user: remarks on the images, the banner, warnings, metrics, the end of a run."""
 
 import math
 import os

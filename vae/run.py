@@ -13,7 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Run:
         """Return the run in `path`; without a path, the one that finished last by its own record, else the shipped."""
         if path is not None and not as_path(path).is_dir():
             raise UserError(f"--checkpoint {path}: no such folder; the runs are in {runs.find_root()}")
-        folder = as_path(path) if path else runs.find_finished_last() or runs.SHIPPED
+        folder = as_path(path) if path is not None else runs.find_finished_last() or runs.SHIPPED
         config = runs.read_config(folder)
         return cls(Namespace(**config["settings"]), folder, config)
 
@@ -77,10 +77,9 @@ class Run:
         state = files.read_arrays(folder / "training_state.npz", "start a new run")
         config, rows = (json.loads(state[name].tobytes()) for name in ("config", "history"))
         own = Namespace(**config["settings"])
-        run = cls(Namespace(**config["settings"]), folder, config)
-        run.rows, run.frames, run.given = rows, list(state["frames"]), given
         end = runs.read_end(folder, own.epochs)
-        run.config = end or config
+        run = cls(Namespace(**config["settings"]), folder, end or config)
+        run.rows, run.frames = rows, list(state["frames"])
         further = FURTHER if end and given.get("epochs", 0) > own.epochs else ()
         for name, value in given.items():
             if value != getattr(own, name) and name not in ("data", "dataset", *further):
@@ -166,21 +165,21 @@ class Run:
                 stop.add_note(f"go on with: python main.py --resume {shlex.quote(shown(self.folder))}")
                 raise
 
-    def make_row(self, losses: list[float], seconds: float, elapsed: float) -> dict:
-        """Return the next row of the history, from the losses on training and on held-out images."""
-        values = [len(self.rows) + 1, *losses, seconds, elapsed]
-        return dict(zip(self._fields(), values, strict=True))
+    def save_epoch(self, vae, values: list[float], frame: np.ndarray | None) -> None:
+        """Save the run after an epoch.
 
-    def save_epoch(self, vae, row: dict, frame: np.ndarray | None) -> None:
-        """Save the run after an epoch with this row, and this frame of training.gif (None on several devices)."""
-        self.rows.append(row)
+        `values` are the losses on training and on held-out images, the seconds of training, and those since the run
+        began. `frame` is the next one of training.gif, or None.
+        """
+        names = ["epoch", *LOSSES, *(f"{self.held_out}_{name}" for name in LOSSES), "seconds", "elapsed"]
+        self.rows.append(dict(zip(names, [len(self.rows) + 1, *values], strict=True)))
         self.frames += [] if frame is None else [frame]
         if parallel.is_first():
             self._save(vae)
 
     def save_prior(self, prior: sampling.Mixture) -> None:
         """Write prior.npz."""
-        files.write_arrays(self.folder / "prior.npz", vars(prior))
+        files.write_arrays(self.folder / "prior.npz", asdict(prior))
 
     def save_reconstructions(self, vae, batches) -> None:
         """Write reconstructions.npz: every image of the batches from one posterior sample, as bytes."""
@@ -203,9 +202,6 @@ class Run:
         for index, variable in enumerate(list_variables(vae)):
             variable.assign(state[f"variable_{index:03d}"])
 
-    def _fields(self) -> list[str]:
-        return ["epoch", *LOSSES, *(f"{self.held_out}_{name}" for name in LOSSES), "seconds", "elapsed"]
-
     def _save(self, vae) -> None:
         """Write the training state, and then the files that are made from it."""
         import keras
@@ -224,7 +220,7 @@ class Run:
         if self.settings.prior == "mixture":
             files.write_arrays(self.folder / "prior.npz", vae.prior.to_arrays())
         with files.replacing(self.folder / "history.csv") as path, open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, self._fields())
+            writer = csv.DictWriter(file, self.rows[0])
             writer.writeheader()
             writer.writerows(self.rows)
 

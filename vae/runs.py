@@ -76,13 +76,15 @@ def lock(folder: Path) -> Iterator[None]:
         held = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
         raise UserError(f"{folder}: another process trains there; wait for it, or name another run") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); copy the run, and resume the copy") from error
     with held:
         yield
 
 
 def _find_all() -> Iterator[tuple[Path, dict]]:
     for path in sorted(find_root().glob("*/config.json")):
-        with suppress(UserError):  # other people's folders do not matter
+        with suppress(UserError):  # a folder that holds no run is skipped
             if path.parent.name != SHIPPED.name:
                 yield path.parent, read_config(path.parent)
 

@@ -17,7 +17,7 @@ REACHED = 20  # Gaussians that a walk may go to from one
 
 def split(count: int) -> Iterator[slice]:
     """Split so many latent vectors or images into parts of AT_ONCE."""
-    return (slice(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE))
+    return (slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Mixture:
         return z
 
     def draw_label(self, rng: Generator, count: int, scale: float, label: int) -> np.ndarray:
-        """Draw latent vectors (count, D) from p(z | label), again where p(label | z) < 0.9; the surest draw stays."""
+        """Draw latent vectors (count, D) from p(z | label). Where p(label | z) < 0.9, draw again; the surest stays."""
         column = np.flatnonzero(self.labels == label)[0]
         z = np.empty((count, self.means.shape[1]), np.float32)
         sure = np.full(count, -1.0)  # p(label | z)
@@ -63,11 +63,6 @@ class Mixture:
             better = sure_now > sure[unsure]
             z[unsure[better]], sure[unsure[better]] = drawn[better], sure_now[better]
         return z
-
-    @property
-    def drawable_labels(self) -> np.ndarray:
-        """The labels that the prior gives any probability."""
-        return self.labels[self.weights @ self.class_shares > 0]
 
     def label_probabilities(self, z: np.ndarray) -> np.ndarray:
         """Return p(label | z) for latent vectors (n, D): (n, C)."""

@@ -25,7 +25,7 @@ layer_size = number(int, "a whole number from 1 to 1024", 1, 1024)
 component_count = number(int, "a whole number from 1 to 1000", 1, 1000)
 sample_count = number(int, "a whole number from 1 to 100", 1, 100)  # each takes the memory of a batch
 kl_weight = number(float, "a number from 0 to 1000000", 0, 1e6)
-split = number(float, "a number from 0 to below 1", 0, 1 - 2**-53)
+held_out_share = number(float, "a number from 0 to below 1", 0, 1 - 2**-53)
 pixel_variance = number(float, "a number from 0.000001 to 1000", 1e-6, 1e3)  # float32 can hold the densities
 
 # name: (default, help, options of argparse). A default of None is the network's own default, or nothing.
@@ -35,7 +35,7 @@ SETTINGS = {
     "data": (None, "your own images instead: a folder or a file; docs/data.md (default: none)", {"metavar": "PATH"}),
     "transpose": (False, "swap rows and columns of every image", {}),
     "image_size": (None, "scale images to N x N, 8 to 128 (default: the nearest such size)", {"type": image_size}),
-    "validation_split": (None, "share of the training images that epochs are measured on", {"type": split}),
+    "validation_split": (None, "share of the training images that epochs are measured on", {"type": held_out_share}),
     "epochs": (None, "passes over the training images", {"type": positive_integer}),
     "batch_size": (None, "images in a training step", {"type": positive_integer}),
     "learning_rate": (None, "Adam's peak step size, after a warm-up and before a cosine", {"type": positive_number}),
@@ -123,7 +123,7 @@ def fit_defaults(settings: Namespace, given: dict, count: int) -> None:
         settings.components = min(MOST_COMPONENTS, max(1, count // IMAGES_PER_COMPONENT))
     if before != (settings.batch_size, settings.epochs):
         chosen = f"--batch-size {settings.batch_size} --epochs {settings.epochs}"
-        print(f"-> For {count:,} training images, the defaults become {chosen}", file=sys.stderr)
+        print(f"-> For {count:,} training images, the run has {chosen}", file=sys.stderr)
 
 
 def check(settings: Namespace, given: dict) -> None:

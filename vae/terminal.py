@@ -176,7 +176,6 @@ def run(main: Callable[[], object]) -> None:
     run inside another program, such as Jupyter: its signal handlers and its Matplotlib backend are restored.
     """
     global _signal_seen
-    _signal_seen = None
     script = os.path.basename(sys.argv[0])
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # print any text in any encoding

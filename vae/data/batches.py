@@ -17,8 +17,8 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, images: Images, batch_size: int, seed: int, *, shuffle: bool = False, binarize: bool = False):
-        # With one worker, tf.data has the queue; its tuning thread (TensorFlow 2.21) may sleep through an epoch's end.
-        # With two, Keras (3.15) has it, and on other backends begins before `start` has named the epoch.
+        # One worker: tf.data queues the batches, and its tuning thread (TensorFlow 2.21) may sleep through an epoch's
+        # end. Two workers: Keras (3.15) queues them; on other backends it would begin before `start` is called.
         super().__init__(workers=2 if keras.backend.backend() == "tensorflow" else 1)
         self._images = images
         self._batch_size = batch_size
@@ -29,7 +29,7 @@ class Batches(keras.utils.PyDataset):
         self.start(epoch=0)
 
     def deal(self, devices: int, process: int, processes: int) -> None:
-        """Make items the share of `process`. The few images that cannot be dealt out evenly are left out."""
+        """Return only this process's share from now on. The few images that cannot be dealt out evenly are left out."""
         if (least := min(map(len, self._parts))) < devices:
             raise UserError(f"--devices: a batch of {least} images cannot be dealt out to {devices}; use fewer devices")
         self._devices, self._process, self._processes = devices, process, processes

@@ -10,7 +10,7 @@ import numpy as np
 from vae.data.dataset import Draft
 from vae.terminal import UserError
 
-ROLES = ("train images", "test images", "validation images")
+IMAGE_ROLES = ("train images", "test images", "validation images")
 SIZES = range(8, 129, 4)  # of the height and the width that the networks take
 ABOVE = 1 + 2e-5  # of white: no more than a rounding error
 DIM = 0.25  # of white: images that never get brighter are suspect
@@ -40,7 +40,7 @@ def convert(draft: Draft, size: tuple[int, int] | None, transpose: bool) -> None
     if transpose:
         draft.notes.append("rows and columns of every image are swapped (--transpose)")
     digest = hashlib.sha256()
-    for array in [draft.arrays[role] for role in ROLES if role in draft.arrays]:
+    for array in [draft.arrays[role] for role in IMAGE_ROLES if role in draft.arrays]:
         digest.update(f"{array.shape} {array.dtype}".encode())
         for piece in _cut(array):
             digest.update(np.ascontiguousarray(array[piece]))
@@ -84,7 +84,7 @@ def _is_whole(array: np.ndarray) -> bool:
 
 
 def _find_white(draft: Draft, images: dict[str, np.ndarray], ranges: dict[str, tuple[float, float]]) -> int:
-    """The number that is white in all images of a set: 1, 255, or more, which is stored."""
+    """The pixel value that is white in a set: 1, 255, or a larger one, which is stored in `reading`."""
     brightest = max(high for _, high in ranges.values())
     white = 1 if brightest <= ABOVE else 255
     is_plain = all(array.dtype.kind == "f" if white == 1 else array.dtype == np.uint8 for array in images.values())

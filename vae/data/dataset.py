@@ -57,9 +57,7 @@ class Dataset:
     def sample_training(self, most: int, seed: int) -> tuple[Images, np.ndarray | None]:
         """At most so many training images, chosen at random by `seed`, and their labels (or None)."""
         count = len(self.train_images)
-        if count <= most:
-            return self.train_images, self.train_labels
-        rows = np.sort(np.random.default_rng(seed).choice(count, most, replace=False, shuffle=False))
+        rows = np.sort(np.random.default_rng(seed).choice(count, min(most, count), replace=False, shuffle=False))
         return Subset(self.train_images, rows), _take(self.train_labels, rows)
 
 

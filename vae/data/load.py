@@ -3,11 +3,10 @@
 import os
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from vae.data import convert, readers
 from vae.data.dataset import Dataset, Draft, hold_out
-from vae.terminal import UserError
+from vae.terminal import UserError, as_path
 
 TEST_SHARE = 0.1  # of the images, where there are no test images
 
@@ -35,12 +34,12 @@ def load(source: Source) -> Dataset:
 def load_shown(source: Source, config: dict) -> Dataset:
     """Load `test_images` to show to the model of a run: the given ones or its own, with its size, reading and labels.
 
-    All images of a set without test images are shown, or, of the run's own set, those that were held out.
+    Of a set without test images, all images are shown; of the run's own set, only those that were held out.
     """
     own, trained = config["settings"], config["dataset"]
     if source.data is None and source.dataset is None:
         source = Source(None if own["data"] else trained["name"], own["data"], own["transpose"])
-    source = replace(source, image_size=trained["image_size"], reading=trained.get("reading", {}))
+    source = replace(source, image_size=trained["image_size"], reading=trained["reading"])
     dataset = _load(source, list(trained["label_names"] or []))
     if len(dataset.test_images):
         return dataset
@@ -63,8 +62,9 @@ def _load(source: Source, run_names: list[str] | None = None) -> Dataset:
             name, place = _read_own(draft, source.data)
         convert.convert(draft, size, source.transpose)
     except UserError as error:
-        flag = f"--dataset {source.dataset}" if source.data is None else f"--data {source.data}"
-        raise UserError(f"{flag}: {error}; docs/data.md has rules and recipes") from error
+        if source.data is None:
+            raise UserError(f"--dataset {source.dataset}: {error}") from error
+        raise UserError(f"--data {source.data}: {error}; docs/data.md has rules and recipes") from error
     return draft.finish(name, place)
 
 
@@ -72,10 +72,10 @@ def _read_own(draft: Draft, data: str) -> tuple[str, str]:
     """Read the user's own images; return a name for them that is fit for a folder, and their source in words."""
     from vae.data import pictures
 
-    path = Path(data).expanduser()
+    path = as_path(data)
     if not os.path.exists(path):
-        what = "there is no such file or folder"
-        raise UserError(f"{what}; download it first" if re.search(r"\w\w:/", data) else what)
+        remedy = "download it first" if re.search(r"\w\w:/", data) else "say with --data where it is"
+        raise UserError(f"there is no such file or folder; {remedy}")
     is_picture = path.suffix.lower() in readers.PICTURES and draft.run_names is not None
     if not (path.is_dir() or is_picture or path.suffix.lower() in (".npz", ".csv")):
         remedy = "if it is one of several files or pictures, give their folder"
