@@ -162,7 +162,7 @@ def draw(arrays: dict[str, np.ndarray], dataset: Dataset, title: str, folder: Pa
     }
     for name, figure in figures.items():
         plots.write_figure(figure, folder / name)
-        print(f"-> Figure is saved in {folder / name}", file=sys.stderr)
+        print(f"-> Figure is saved in {terminal.shown(folder / name)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import logging
 import math
 import os
 import signal
@@ -78,6 +79,7 @@ def import_keras():
         import keras
 
         find_devices()  # the search for a GPU writes notices, too
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # in a notebook it would warn of each model's own trace
     return keras
 
 
