@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     output = files.check_place("--output", options.output)
     run = Run.find(options.checkpoint)
-    try:
+    try:  # --transpose without --data is refused, with --drawn, too
         dataset = None if options.drawn and not options.transpose else report.load_shown_images(run, options)
     except terminal.UserError as error:
         if options.data or options.dataset or options.transpose:

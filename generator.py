@@ -77,11 +77,9 @@ def check(options: Namespace) -> None:
     options.has_images = options.data or options.dataset or options.transpose
     if options.has_images and not options.reconstruct and not options.interpolate:
         raise UserError("--data, --dataset, --transpose: only --reconstruct and --interpolate read images; add one")
-    if options.manifold or options.reconstruct or options.source or options.has_images:
-        for flag, is_given in (("--label", options.label), ("--scale", options.scale != 1)):
-            if is_given:
-                others = "--manifold, --reconstruct, --from and --data"
-                raise UserError(f"{flag}: it contradicts {others}; leave one of them out")
+    flag = "--label" if options.label else "--scale" if options.scale != 1 else None  # only draws have these
+    if flag and (options.manifold or options.reconstruct or options.source or options.has_images):
+        raise UserError(f"{flag}: it contradicts --manifold, --reconstruct, --from and --data; leave one of them out")
 
 
 def pick(run: Run, options: Namespace) -> tuple[np.ndarray, int]:
@@ -162,7 +160,8 @@ def plan_digits(prior: Mixture, labels: list[int], options: Namespace) -> tuple[
     """Return latent vectors (n, D) drawn at random, a row for each of several labels, and the columns of their grid."""
     labels = list(dict.fromkeys(labels)) or [None]
     count = options.count or COUNT
-    columns = options.columns or math.ceil(count**0.5)
+    in_picture = count if options.arrays is None else min(count, SHOWN)
+    columns = options.columns or math.ceil(in_picture**0.5)
     if len(labels) > 1:
         if options.count and options.columns:
             raise UserError("--columns: each of several labels has a row; give --columns or --count, not both")
@@ -252,9 +251,9 @@ def write(images: np.ndarray, columns: int, options: Namespace) -> None:
         plots.write_animation(frames, place, [60 if time % FRAMES else 900 for time in range(columns)])
     else:
         if options.arrays is not None and len(images) > SHOWN:
-            has_rows = options.columns or options.interpolate or options.reconstruct or options.label
-            columns = columns if has_rows else math.isqrt(SHOWN)
-            images = images[: max(1, SHOWN // columns) * columns]
+            shown = columns if options.columns else min(columns, math.isqrt(SHOWN))  # of the columns
+            in_columns = np.arange(len(images)) % columns < shown
+            images, columns = images[in_columns][: max(1, SHOWN // shown) * shown], shown
         plots.write_picture(plots.tile(images, columns), place)
     print(f"-> Generated images are saved in {place}")
 

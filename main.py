@@ -79,8 +79,8 @@ def train(vae, dataset: Dataset, run: Run) -> None:
 
     options = run.settings
     batches = make_batches(dataset.train_images, options, options.batch_size, shuffle=True)
-    held_out = dataset.test_images if dataset.validation_images is None else dataset.validation_images
-    held_out = make_batches(held_out, options)
+    images = dataset.test_images if dataset.validation_images is None else dataset.validation_images
+    held_out = make_batches(images, options)
     parallel.deal(batches, held_out)  # to several devices, where there are some
     (shown,) = make_batches(dataset.test_images[:10], options)[0]
     print("-> Training is started.", flush=True)

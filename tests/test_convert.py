@@ -146,6 +146,7 @@ REFUSED = [
     ((FLOATS - 0.13) / 0.3, Y, "go from -0.4"),
     (X * 1.5, Y, "whole numbers"),
     (X.astype(str), Y, "of str96"),
+    (np.moveaxis(X, 0, 2), Y, "shape is (28, 28, 6)"),
     (np.moveaxis(X, 0, 2), Y, "(H, H, n) has the number of images last"),
     (np.zeros((784, 100)), Y, "shape is (784, 100)"),  # an image in each column
     (np.zeros((6, 28, 28, 2)), Y, "shape is (6, 28, 28, 2)"),

@@ -354,7 +354,8 @@ def test_without_test_images_the_model_draws_them(here, monkeypatch, capsys):
     assert "MNIST is unavailable" in cause and remedy == "-> The map shows images that the model draws instead"
     assert (here / "explorer.html").read_text() == "a page of None"
     assert "MNIST is unavailable" in refuse(explore.main, [*arguments, "--dataset", "mnist"])
-    assert "which images?" in refuse(explore.main, [*arguments, "--transpose"])
+    for flags in (["--transpose"], ["--drawn", "--transpose"]):
+        assert "which images?" in refuse(explore.main, [*arguments, *flags])
     assert "no such folder" in refuse(explore.main, ["--output", "none/page.html"])
     with pytest.raises(SystemExit):  # a flag without effect
         explore.main(["--drawn", "--dataset", "digits"])

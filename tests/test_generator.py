@@ -110,10 +110,21 @@ def test_the_grid_is_as_large_as_asked_for(run_copy, here, arguments, rows, colu
     np.testing.assert_array_equal(grid, plots.tile(images, columns))
 
 
-def test_a_picture_of_the_first_of_many_walks_has_whole_rows(run_copy, here):
-    images = draw("--interpolate", "--count", "450", "--columns", "9", "--output", "g.png")
-    assert len(images) == 450
-    np.testing.assert_array_equal(np.asarray(Image.open("g.png")), plots.tile(images[:396], 9))
+@pytest.mark.parametrize(
+    "arguments, columns, corner",
+    [
+        ("--interpolate --count 450 --columns 9", 9, (44, 9)),
+        ("--count 500", 20, (20, 20)),
+        ("--digit 0 --count 500", 20, (20, 20)),
+        ("--manifold --count 500", 23, (20, 20)),
+        ("--digit 01 --count 500", 250, (2, 20)),  # a row of each digit
+    ],
+)
+def test_a_picture_of_many_is_the_corner_of_their_grid(run_copy, here, arguments, columns, corner):
+    images = draw(*arguments.split(), "--output", "g.png")
+    numbers = [row * columns + column for row, column in np.ndindex(corner)]
+    assert len(images) > 400
+    np.testing.assert_array_equal(np.asarray(Image.open("g.png")), plots.tile(images[numbers], corner[1]))
 
 
 def test_the_plane_is_along_the_two_most_active_dimensions(run_copy, here, decoded):

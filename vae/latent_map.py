@@ -32,7 +32,7 @@ def place_codes(codes: np.ndarray) -> np.ndarray:
     van der Maaten & Hinton, Visualizing Data using t-SNE, 2008.
     """
     count, latents = codes.shape
-    if latents <= 2:
+    if is_plane(latents):
         return np.pad(codes, ((0, 0), (0, 2 - latents))).astype(np.float32)
     if count < 5 or not np.ptp(codes, axis=0).any():  # t-SNE needs neighbours, and some variance to begin with
         return codes[:, :2].astype(np.float32)
@@ -40,6 +40,11 @@ def place_codes(codes: np.ndarray) -> np.ndarray:
 
     # More than 400 steps take longer and do not separate the classes of MNIST any better.
     return TSNE(perplexity=min(30, (count - 1) / 3), max_iter=400, init="pca", random_state=0).fit_transform(codes)
+
+
+def is_plane(latent_dim: int) -> bool:
+    """Whether the map of so many latent dimensions is the latent space itself."""
+    return latent_dim <= 2
 
 
 def place_names(places: np.ndarray, classes: np.ndarray, distance: float) -> dict[int, np.ndarray]:

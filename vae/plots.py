@@ -10,7 +10,7 @@ from PIL import Image
 
 from vae import files
 from vae.data.dataset import name_label
-from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, place_codes, place_names
+from vae.latent_map import COLOURS, MOST_NAMES, choose_codes, is_plane, place_codes, place_names
 
 if TYPE_CHECKING:  # Matplotlib takes long to import, and grids do not need it
     from matplotlib.figure import Figure
@@ -148,7 +148,7 @@ def latent_map(codes: np.ndarray, labels: np.ndarray | None, title: str, names: 
         for number, place in place_names(places, classes[chosen], 0.05 * np.ptp(places)).items():
             axes.text(*place, texts[number], **style)
     axes.set_aspect("equal", adjustable="datalim")
-    if codes.shape[1] <= 2:
+    if is_plane(codes.shape[1]):
         axes.set(xlabel="latent dimension 1", ylabel="latent dimension 2")
     else:  # the axes of t-SNE have no meaning
         axes.set(xticks=[], yticks=[])

@@ -29,7 +29,7 @@ class Batches(keras.utils.PyDataset):
         self.start(epoch=0)
 
     def deal(self, devices: int, process: int, processes: int) -> None:
-        """Return only this process's share from now on. The few images that cannot be dealt out evenly are left out."""
+        """Make each item this process's share. The few images that cannot be dealt out evenly are left out."""
         if (least := min(map(len, self._parts))) < devices:
             raise UserError(f"--devices: a batch of {least} images cannot be dealt out to {devices}; use fewer devices")
         self._devices, self._process, self._processes = devices, process, processes

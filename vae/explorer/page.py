@@ -16,7 +16,7 @@ import numpy as np
 
 from vae import networks
 from vae.data.dataset import Dataset, name_label, to_pixels
-from vae.latent_map import COLOURS, MOST_NAMES, ON_MAP, choose_codes, place_codes, place_names
+from vae.latent_map import COLOURS, MOST_NAMES, ON_MAP, choose_codes, is_plane, place_codes, place_names
 from vae.metrics import ACTIVE
 from vae.run import Run
 from vae.sampling import Mixture
@@ -218,7 +218,7 @@ def _describe_prior(mixture: Mixture, classes: np.ndarray) -> dict:
 def _describe_map(codes: np.ndarray, numbers: np.ndarray | None) -> dict:
     """Bring the places of codes (n, D) into the unit square, y down, and name the classes on it."""
     places = place_codes(codes)
-    plane = codes.shape[1] <= 2  # the map is the latent space itself
+    plane = is_plane(codes.shape[1])
     centre = (places.max(axis=0) + places.min(axis=0)) / 2
     span = np.maximum(np.ptp(places, axis=0), 1e-6) / (1 - 2 * MARGIN)
     if plane:
